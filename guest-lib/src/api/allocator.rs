@@ -51,6 +51,30 @@ impl DomainAllocator {
         let moved = unsafe { held_domain(self.number)?.reallocate(block, new.size()) };
         Some(NonNull::slice_from_raw_parts(moved.ok()?, new.size()))
     }
+
+    /// Changes the size of a block, by a new one and a copy if need be.
+    ///
+    /// # Safety
+    ///
+    /// As [`Allocator::grow`] and [`Allocator::shrink`].
+    unsafe fn change(
+        self,
+        block: NonNull<u8>,
+        old: Layout,
+        new: Layout,
+    ) -> Result<NonNull<[u8]>, AllocError> {
+        // SAFETY: passed on to the caller.
+        if let Some(resized) = unsafe { self.resize(block, old, new) } {
+            return Ok(resized);
+        }
+        let moved = self.allocate(new)?;
+        // SAFETY: both blocks have room for that, and the caller gives the old one up.
+        unsafe {
+            block.copy_to_nonoverlapping(moved.cast(), old.size().min(new.size()));
+            self.deallocate(block, old);
+        }
+        Ok(moved)
+    }
 }
 
 // SAFETY: a block is its owner's until it is given back, by whichever copy of the allocator. What a request has taken that fails or
@@ -83,16 +107,7 @@ unsafe impl Allocator for DomainAllocator {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         // SAFETY: passed on to the caller.
-        if let Some(resized) = unsafe { self.resize(block, old, new) } {
-            return Ok(resized);
-        }
-        let moved = self.allocate(new)?;
-        // SAFETY: the new block has room for the old one's bytes, and the caller gives that up.
-        unsafe {
-            block.copy_to_nonoverlapping(moved.cast(), old.size());
-            self.deallocate(block, old);
-        }
-        Ok(moved)
+        unsafe { self.change(block, old, new) }
     }
 
     unsafe fn shrink(
@@ -102,15 +117,6 @@ unsafe impl Allocator for DomainAllocator {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         // SAFETY: passed on to the caller.
-        if let Some(resized) = unsafe { self.resize(block, old, new) } {
-            return Ok(resized);
-        }
-        let moved = self.allocate(new)?;
-        // SAFETY: as in grow().
-        unsafe {
-            block.copy_to_nonoverlapping(moved.cast(), new.size());
-            self.deallocate(block, old);
-        }
-        Ok(moved)
+        unsafe { self.change(block, old, new) }
     }
 }
