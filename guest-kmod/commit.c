@@ -14,7 +14,7 @@
  */
 static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vmsrs_request *request,
 			  struct hlist_head *domains, struct vmsrs_domain *hot,
-			  struct vmsrs_frames *copies, bool plain, u32 *number)
+			  struct vmsrs_frames *copies, bool alone, u32 *number)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_domain *only = hot;
@@ -31,13 +31,13 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 		hot->commits++;
 	hlist_for_each_entry(domain, domains, owned) {
 		vmsrs_drafts_commit(domain, &records);
-		plain = plain && (!only || only == domain);
+		alone = alone && (!only || only == domain);
 		only = domain;
 	}
 	drafts = records.count;
 	if (hot && vmsrs_domain_resident(hot))
 		vmsrs_resident_commit(hot, copies, &records);
-	if (plain && only && drafts)
+	if (alone && only && drafts)
 		vmsrs_heat_learn(only, file, &records);
 	if (records.count)
 		end = vmsrs_batch_append(dev, &records, number);
@@ -90,7 +90,7 @@ static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		vmsrs_pool_put_all(file->dev, &copies);
 	} else if (hot || !hlist_empty(&domains)) {
 		*end = domains_commit(file, lock, *request, &domains, hot, &copies,
-				      arg->flags & VMSRS_COMMIT_PLAIN, number);
+				      arg->flags & VMSRS_COMMIT_ALONE, number);
 	}
 	if (hot)
 		mutex_unlock(&hot->lock);
@@ -136,7 +136,7 @@ long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
 	u64 end = 0;
 	long ret;
 
-	if (arg->flags & ~(VMSRS_COMMIT_SEAL | VMSRS_COMMIT_PLAIN))
+	if (arg->flags & ~(VMSRS_COMMIT_SEAL | VMSRS_COMMIT_ALONE))
 		return -EINVAL;
 	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How a domain becomes hot: pages that each of its last plain requests has written become resident.
+ * How a domain becomes hot: pages that each of its last requests has written become resident.
  */
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -123,7 +123,7 @@ static void map_pages(struct vmsrs_resident *resident, struct vm_area_struct *vm
 
 /**
  * vmsrs_heat_learn() - have pages be resident that the last requests have written
- * @domain: the domain, locked, which a plain request has just committed, and no other
+ * @domain: the domain, locked, which a request of one thread has just committed, and no other
  * @file: the calling thread's file
  * @records: the new versions
  */

@@ -1182,7 +1182,7 @@ struct vmsrs_hot_domains {
  * Commit flag: one thread alone has worked for the request, and in one domain
  * alone. Its domain may become hot.
  */
-#define VMSRS_COMMIT_PLAIN 2
+#define VMSRS_COMMIT_ALONE 2
 
 /* Maximum number of suspended requests of an open file. */
 #define VMSRS_SUSPENDED_MAX 4096
@@ -1296,7 +1296,7 @@ struct vmsrs_ioctl_tags {
 /**
  * struct vmsrs_ioctl_commit - Argument of VMSRS_IOCTL_COMMIT.
  * @tag: In: tag of the request.
- * @flags: In: VMSRS_COMMIT_SEAL and VMSRS_COMMIT_PLAIN, or 0.
+ * @flags: In: VMSRS_COMMIT_SEAL and VMSRS_COMMIT_ALONE, or 0.
  * @domain: In: the domain to commit, or VMSRS_NONE for all.
  */
 struct vmsrs_ioctl_commit {

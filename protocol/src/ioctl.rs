@@ -174,7 +174,7 @@ pub const LOCKS_LENGTH: u64 = 0x0080_0000;
 pub const COMMIT_SEAL: u32 = 1;
 
 /// Commit flag: one thread alone has worked for the request, and in one domain alone. Its domain may become hot.
-pub const COMMIT_PLAIN: u32 = 2;
+pub const COMMIT_ALONE: u32 = 2;
 
 /// Argument of [`IOCTL_OPEN_APP`].
 #[repr(C)]
@@ -274,7 +274,7 @@ pub struct IoctlTags {
 pub struct IoctlCommit {
     /// In: tag of the request.
     pub tag: u64,
-    /// In: [`COMMIT_SEAL`] and [`COMMIT_PLAIN`], or 0.
+    /// In: [`COMMIT_SEAL`] and [`COMMIT_ALONE`], or 0.
     pub flags: u32,
     /// In: the domain to commit, or [`crate::NONE`] for all.
     pub domain: u32,

@@ -287,7 +287,7 @@ impl Request {
         let mut forgotten = Vec::new();
         audited(thread, audit_all, || {
             forgotten.reserve_exact(thread.state().defers());
-            let committed = commit_all(thread, seal);
+            let committed = commit_all(thread, seal, 0);
             if is_committed(&committed) {
                 thread.state().take_defers(&mut forgotten);
             }

@@ -121,7 +121,13 @@ impl Heap {
             let (starts, fills) = span.mapped(address, to);
             let end = |address| Self::chunk(span, address).map(|chunk| chunk.end());
             let first = span.first();
-            Self::check_chunks(span, starts.start.max(first), starts.end, |_, _| false, end)?;
+            Self::check_chunks(
+                span,
+                starts.start.max(first),
+                starts.end,
+                Chunk::is_live,
+                end,
+            )?;
             check_fill(span, fills.start.max(first), fills.end)?;
         }
         self.check_span(span, address.max(span.first()), to)

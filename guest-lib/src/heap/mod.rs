@@ -84,6 +84,16 @@ unsafe fn is_long_red_zone(from: u64, to: u64) -> bool {
     words.all(|word| unsafe { is_red(word) })
 }
 
+/// Where the first byte is that is not `byte`.
+fn first_other(bytes: &[u8], byte: u8) -> Option<usize> {
+    let first = *bytes.first()?;
+    // The C library compares many bytes at once.
+    if first == byte && bytes[1..] == bytes[..bytes.len() - 1] {
+        return None;
+    }
+    bytes.iter().position(|&one| one != byte)
+}
+
 impl Chunk {
     /// First byte after its room: the next chunk's header, or the extent's end.
     fn end(&self) -> u64 {
@@ -115,20 +125,36 @@ impl Chunk {
         self.slice(0, self.header.size().min(POISON_MAX))
     }
 
-    /// Whether the chunk at `address` is a live block whose room ends at `end`, and whose header and red zone are whole;
-    /// for the audit, which meets little else. What is wrong with others, [`Heap::chunk`] tells. Headers lie before
+    /// The bytes of the live block at `address` if its header is whole, and its room ends at `end`. Headers lie before
     /// `address` and at `end`, in one extent.
+    #[expect(clippy::inline_always, reason = "for each block of an audit")]
+    #[inline(always)]
+    fn size_of_live(address: u64, end: u64) -> Option<u64> {
+        // SAFETY: a header lies before the address, in the extent that the request holds.
+        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
+        let grains = (end - address) as usize / GRAIN;
+        let is_live = header.room() / GRAIN == grains && header.is(address, State::Live);
+        is_live.then(|| header.size() as u64)
+    }
+
+    /// Whether that is a live block with room for a red zone, whatever is in it.
+    #[expect(clippy::inline_always, reason = "for each block of an audit")]
+    #[inline(always)]
+    fn is_live(address: u64, end: u64) -> bool {
+        Self::size_of_live(address, end)
+            .is_some_and(|size| with_red_zone(size as usize) as u64 <= end - address)
+    }
+
+    /// Whether that is a live block whose red zone is whole, too; for the audit, which meets little else. What is wrong
+    /// with others, [`Heap::chunk`] tells.
     #[inline(always)]
     fn is_whole_live(address: u64, end: u64) -> bool {
         const WORD: u64 = size_of::<u64>() as u64;
         const { assert!(RED_ZONE_MIN == WORD as usize) };
-        // SAFETY: a header lies before the address, in the extent that the request holds.
-        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let grains = (end - address) as usize / GRAIN;
-        if header.room() / GRAIN != grains || !header.is(address, State::Live) {
+        let Some(size) = Self::size_of_live(address, end) else {
             return false;
-        }
-        let zone = address + header.size() as u64;
+        };
+        let zone = address + size;
         // Most have a red zone of two words that overlap.
         if end.wrapping_sub(zone).wrapping_sub(WORD) <= WORD {
             // SAFETY: words of the block's room, which ends in the extent.
@@ -141,7 +167,7 @@ impl Chunk {
 
     fn check_red_zone(&self) -> Result<(), Damage> {
         let size = self.header.size();
-        match self.red_zone().iter().position(|&byte| byte != RED) {
+        match first_other(self.red_zone(), RED) {
             None => Ok(()),
             Some(at) => Err(Damage::new(
                 Kind::RedZone,
@@ -461,7 +487,7 @@ impl Heap {
         if block.state != State::Freed {
             return Err(corrupt);
         }
-        if let Some(at) = block.poisoned().iter().position(|&byte| byte != POISON) {
+        if let Some(at) = first_other(block.poisoned(), POISON) {
             return Err(Damage::new(Kind::UseAfterFree, address + at as u64));
         }
         block.check_red_zone()?;
@@ -469,5 +495,25 @@ impl Heap {
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks = (*self.header).blocks.saturating_sub(1) };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_other_byte_is_found_at_any_place() {
+        for length in 0..130 {
+            let mut bytes = vec![RED; length];
+            assert_eq!(first_other(&bytes, RED), None, "{length} bytes");
+            for place in (0..length).rev() {
+                bytes[place] = 0;
+                assert_eq!(first_other(&bytes, RED), Some(place), "{length} bytes");
+            }
+            // All alike, but others.
+            let first = (length != 0).then_some(0);
+            assert_eq!(first_other(&bytes, RED), first, "{length} bytes");
+        }
     }
 }

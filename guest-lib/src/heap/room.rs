@@ -3,7 +3,7 @@
 use super::bins::{Bins, list_for, list_of};
 use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 use super::span::Span;
-use super::{Chunk, Damage, Heap};
+use super::{Chunk, Damage, Heap, first_other};
 use crate::failure::Kind;
 
 const STEP: u64 = GRAIN as u64;
@@ -301,20 +301,15 @@ fn fill(span: Span, from: u64, to: u64) {
 
 /// Checks what is filled in a range.
 pub(super) fn check_fill(span: Span, from: u64, to: u64) -> Result<(), Damage> {
-    const WORD: u64 = u64::from_ne_bytes([POISON; 8]);
     let fills = span.fills();
     let mut at = from;
     while let Some(place) = fills.next(at, to) {
         at = fills.next_clear(place, to);
-        let words = ((at - place) / size_of::<u64>() as u64) as usize;
-        // SAFETY: the bits stand for these bytes of the extent, which the request holds; their addresses are
-        // multiples of 16.
-        let filled = unsafe { std::slice::from_raw_parts(place as *const u64, words) };
-        if let Some(wrong) = filled.iter().position(|&word| word != WORD) {
-            let bytes = filled[wrong].to_ne_bytes();
-            let byte = bytes.iter().position(|&byte| byte != POISON).unwrap_or(0);
-            let address = place + (wrong * size_of::<u64>() + byte) as u64;
-            return Err(Damage::new(Kind::UseAfterFree, address));
+        // SAFETY: the bits stand for these bytes of the extent, which the request holds.
+        let filled =
+            unsafe { std::slice::from_raw_parts(place as *const u8, (at - place) as usize) };
+        if let Some(wrong) = first_other(filled, POISON) {
+            return Err(Damage::new(Kind::UseAfterFree, place + wrong as u64));
         }
     }
     Ok(())

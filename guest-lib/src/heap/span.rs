@@ -212,20 +212,32 @@ impl Bits {
         }
     }
 
+    /// The word of an address, the bits in it of a range that begins there, and where the rest of the range does.
+    fn masked(self, from: u64, to: u64) -> Option<(*mut u64, u64, u64)> {
+        let (word, bit) = self.place(from).filter(|_| from < to)?;
+        let count = (to - from).div_ceil(STEP).min(u64::from(64 - bit));
+        let mask = u64::MAX >> (64 - count) << bit;
+        Some((word, mask, from + count * STEP))
+    }
+
     pub(super) fn set_range(self, from: u64, to: u64) {
         let mut at = from;
-        while at < to {
-            self.set(at);
-            at += STEP;
+        while let Some((word, mask, next)) = self.masked(at, to) {
+            // SAFETY: as in get().
+            unsafe { *word |= mask };
+            at = next;
         }
     }
 
     /// Clears the bits of a range; words that are 0 already are not written.
     pub(super) fn clear_range(self, from: u64, to: u64) {
-        let mut at = self.next(from, to);
-        while let Some(found) = at {
-            self.clear(found);
-            at = self.next(found + STEP, to);
+        let mut at = from;
+        while let Some(found) = self.next(at, to)
+            && let Some((word, mask, next)) = self.masked(found, to)
+        {
+            // SAFETY: as in get().
+            unsafe { *word &= !mask };
+            at = next;
         }
     }
 
@@ -495,5 +507,28 @@ mod tests {
         assert_eq!(bits.next_clear(address(63), address(290)), address(290));
         bits.clear_range(0, u64::MAX);
         assert_eq!(bits.next(0, u64::MAX), None);
+    }
+
+    #[test]
+    fn ranges_are_set_and_cleared_to_the_bit() {
+        let mut words = [0u64; 4];
+        let bits = Bits {
+            start: START,
+            end: START + 4 * WORD,
+            words: words.as_mut_ptr(),
+        };
+        let address = |grain: u64| START + grain * STEP;
+        let marked = || (0..256).filter(|&grain| bits.get(address(grain)));
+        for from in 0..=256 {
+            for to in [0, 1, 63, 64, 65, 127, 128, 200, 255, 256, 300] {
+                bits.set_range(address(from), address(to));
+                assert!(marked().eq(from..to.min(256)), "from {from} to {to}");
+                bits.set_range(START, START + 4 * WORD);
+                bits.clear_range(address(from), address(to));
+                let others = (0..256).filter(|grain| !(from..to).contains(grain));
+                assert!(marked().eq(others), "from {from} to {to}");
+                bits.clear_range(START, START + 4 * WORD);
+            }
+        }
     }
 }

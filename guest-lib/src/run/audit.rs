@@ -154,9 +154,11 @@ impl<'a> Pages<'a> {
         if !heap.check_header()? {
             return check_outside(self.thread);
         }
+        let mut check = PageCheck::new(heap);
+        // If the domain is not hot any more, its request has failed, and the commit says so.
+        look_at_resident(self.thread, self.domain, &mut check)?;
         if let Some(pages) = Self::listed(self.thread, 0) {
             let is_only = has_only_domain(self.thread);
-            let mut check = PageCheck::new(heap);
             for address in pages {
                 if !check.check(address)? && (is_only || self.lies_in(heap, address)) {
                     return Err(Damage::outside(address));
@@ -179,8 +181,48 @@ impl<'a> Pages<'a> {
     }
 }
 
+/// Looks at a domain's resident pages, which are on no list, if the thread is inside of it. False if it is inside of
+/// another one, or of none that is hot any more.
+#[expect(
+    clippy::inline_always,
+    reason = "on the way of each request that writes"
+)]
+#[inline(always)]
+fn look_at_resident(
+    thread: &Thread,
+    domain: &'static Domain,
+    check: &mut PageCheck<'_>,
+) -> Result<bool, Damage> {
+    if !thread.is_inside_hot() {
+        return Ok(true);
+    }
+    let hot = domain.hot();
+    let Some(key) = hot.key(domain.number()) else {
+        return Ok(false);
+    };
+    for page in hot.pages(key) {
+        look_at(domain, page, check)?;
+    }
+    Ok(true)
+}
+
+/// Looks at a page that is to lie in the domain.
+#[expect(
+    clippy::inline_always,
+    reason = "on the way of each request that writes"
+)]
+#[inline(always)]
+fn look_at(domain: &'static Domain, page: u32, check: &mut PageCheck<'_>) -> Result<(), Damage> {
+    let address = domain.app().base() + u64::from(page) * u64::from(PAGE_SIZE);
+    if check.check(address)? {
+        Ok(())
+    } else {
+        Err(Damage::outside(address))
+    }
+}
+
 /// Whether all that the request has written is in one domain, which it holds: no page may lie elsewhere.
-fn has_only_domain(thread: &Thread) -> bool {
+pub(super) fn has_only_domain(thread: &Thread) -> bool {
     thread.left_pages() == 0 && !thread.state().holds_several()
 }
 
@@ -224,32 +266,16 @@ pub(crate) fn audit_plain(
     if !is_short {
         return Ok(false);
     }
-    let (base, heap) = (domain.app().base(), domain.heap(true));
+    let heap = domain.heap(true);
     thread.exclusive_alone(|| {
         heap.check_header()?;
         let mut check = PageCheck::new(&heap);
-        let mut look = |page: u32| {
-            let address = base + u64::from(page) * u64::from(PAGE_SIZE);
-            if check.check(address)? {
-                Ok(())
-            } else {
-                Err(Damage::outside(address))
-            }
-        };
-        if thread.is_inside_hot() {
-            let hot = domain.hot();
-            let Some(key) = hot.key(domain.number()) else {
-                return Ok(false);
-            };
-            let mut place = 0;
-            while let Some(page) = hot.page(key, place) {
-                look(page)?;
-                place += 1;
-            }
+        if !look_at_resident(thread, domain, &mut check)? {
+            return Ok(false);
         }
         let mut place = 0;
         while place < written.count(tag) {
-            look(written.page(place))?;
+            look_at(domain, written.page(place), &mut check)?;
             place += 1;
         }
         // A signal handler may have made it longer than it can be.

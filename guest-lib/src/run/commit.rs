@@ -41,11 +41,12 @@ pub(crate) fn refused_commit(thread: &Thread, error: io::Error) -> Error {
     Error::system("committing")(error)
 }
 
-pub(crate) fn commit_all(thread: &Thread, seal: bool) -> Result<(), Error> {
+/// Commits what the request has written, if anything. `flags`: [`COMMIT_ALONE`](vmsrs_protocol::ioctl::COMMIT_ALONE) or 0.
+pub(crate) fn commit_all(thread: &Thread, seal: bool, flags: u32) -> Result<(), Error> {
     if !thread.has_drafts() {
         return Ok(());
     }
-    let committed = commit_listed(thread, seal, 0).map_err(|error| *error);
+    let committed = commit_listed(thread, seal, flags).map_err(|error| *error);
     if is_committed(&committed) {
         thread.set_left_pages(0);
         thread.note_committed();

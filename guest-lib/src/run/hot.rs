@@ -1,5 +1,6 @@
 //! Requests inside a hot domain, whose resident pages they write without making drafts.
 
+use super::audit::has_only_domain;
 use super::{Stop, failed};
 use crate::failure::Kind;
 use crate::shared::pkru;
@@ -66,6 +67,24 @@ pub(crate) fn cool_entered(thread: &Thread, domain: &Domain) {
     {
         thread::fail_request(kind, 0, TAKEN);
     }
+}
+
+/// Whether a request that ends may commit from inside its hot domain: it is one thread's, and in that domain alone.
+pub(super) fn may_stay(thread: &Thread) -> bool {
+    is_alone(thread)
+        && !thread.wants_whole_audit()
+        && thread
+            .domain()
+            .is_some_and(|domain| domain.hot().key(domain.number()).is_some())
+}
+
+/// Whether one thread alone has worked for a request that ends, and in one domain alone, which has a heap.
+pub(super) fn is_alone(thread: &Thread) -> bool {
+    let state = thread.state();
+    state.is_alone()
+        && !state.may_have_drafts()
+        && has_only_domain(thread)
+        && state.first_has_heap()
 }
 
 /// What the request has written to resident pages becomes drafts: from here on it is like any other.

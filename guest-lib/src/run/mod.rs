@@ -32,7 +32,7 @@ use report::{abort_with, report};
 use request::Request;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use vmsrs_protocol::ioctl::COMMIT_PLAIN;
+use vmsrs_protocol::ioctl::COMMIT_ALONE;
 
 /// How a request ended other than by its own choice.
 #[derive(Debug)]
@@ -376,7 +376,9 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
 fn settle(thread: &Thread, end: End) -> Outcome {
     let all_left = thread.state().close(thread::sweep);
     thread.act_on_pending();
-    hot::leave(thread);
+    if end != End::Keep || !hot::may_stay(thread) {
+        hot::leave(thread);
+    }
     if !all_left {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
@@ -404,7 +406,12 @@ fn unlock_all(thread: &Thread) {
 pub(crate) fn finish(thread: &Thread, seal: bool) -> Result<(), Box<Stop>> {
     // It has ended in time. Waiting for the seal neither fails it nor is reported.
     thread.clear_driver_deadline();
-    errno::kept(|| end_committed(thread, commit_all(thread, seal))).map_err(Box::new)
+    let flags = if hot::is_alone(thread) {
+        COMMIT_ALONE
+    } else {
+        0
+    };
+    errno::kept(|| end_committed(thread, commit_all(thread, seal, flags))).map_err(Box::new)
 }
 
 /// The same for a request that is plain.
@@ -416,7 +423,7 @@ pub(crate) fn finish_plain(
     errno::kept(|| {
         let tag = thread.tag();
         if thread.has_listed(tag) {
-            let committed = commit_listed(thread, seal, COMMIT_PLAIN);
+            let committed = commit_listed(thread, seal, COMMIT_ALONE);
             // A signal handler of the server may have run meanwhile.
             if committed.is_err() || thread.has_marks() {
                 return end_committed(thread, committed.map_err(|error| *error)).map_err(Box::new);

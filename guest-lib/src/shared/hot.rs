@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vmsrs_protocol::ioctl::HOT_OFFSET;
-use vmsrs_protocol::shared::{HOT_ENTRIES, HotDomains, RESIDENT_MAX};
+use vmsrs_protocol::shared::{HOT_ENTRIES, HotDomain, HotDomains, RESIDENT_MAX};
 use vmsrs_protocol::{MAX_DOMAINS, PAGE_SIZE};
 
 /// Pages: the list, and the claims of keys 1 to 15.
@@ -21,7 +21,7 @@ const PAGE: usize = PAGE_SIZE as usize;
 /// A process without hot domains. Nobody writes it.
 static NONE: HotDomains = HotDomains {
     entries: [0; HOT_ENTRIES],
-    domains: [vmsrs_protocol::shared::HotDomain {
+    domains: [HotDomain {
         domain: MAX_DOMAINS,
         count: 0,
         pages: [0; RESIDENT_MAX],
@@ -130,12 +130,7 @@ impl Hot {
         let domains = unsafe { &raw const (*self.0.as_ptr()).domains };
         let hot = (1..PAGES as u32).contains(&key) && {
             // SAFETY: inside of the list.
-            let hot = unsafe {
-                &raw const (*domains
-                    .cast::<vmsrs_protocol::shared::HotDomain>()
-                    .add(key as usize))
-                .domain
-            };
+            let hot = unsafe { &raw const (*domains.cast::<HotDomain>().add(key as usize)).domain };
             // SAFETY: never unmapped.
             unsafe { hot.read_volatile() == domain }
         };
@@ -152,16 +147,21 @@ impl Hot {
         }
     }
 
-    /// A resident page of the hot domain with that key.
-    pub(crate) fn page(self, key: u32, place: usize) -> Option<u32> {
-        // SAFETY: as in key(); the key is one of a hot domain.
-        let hot = unsafe {
-            let domains = &raw const (*self.0.as_ptr()).domains;
-            domains
-                .cast::<vmsrs_protocol::shared::HotDomain>()
-                .add(key as usize)
-                .read_volatile()
+    /// The resident pages of the hot domain with that key.
+    pub(crate) fn pages(self, key: u32) -> impl Iterator<Item = u32> {
+        let key = (key as usize).min(PAGES - 1);
+        // SAFETY: a domain of the list, which is never unmapped.
+        let (count, pages) = unsafe {
+            let domains = (&raw const (*self.0.as_ptr()).domains).cast::<HotDomain>();
+            let hot = domains.add(key);
+            (
+                (&raw const (*hot).count).read_volatile(),
+                &raw const (*hot).pages,
+            )
         };
-        (place < (hot.count as usize).min(RESIDENT_MAX)).then(|| hot.pages[place])
+        let pages = pages.cast::<u32>();
+        // SAFETY: inside of the array.
+        (0..(count as usize).min(RESIDENT_MAX))
+            .map(move |place| unsafe { pages.add(place).read_volatile() })
     }
 }

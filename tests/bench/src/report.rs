@@ -78,6 +78,7 @@ impl Measured {
             What::Request if pages == 0 => "reads".to_owned(),
             What::Request => format!("writes, cold pages: {pages}"),
             What::Resident => format!("writes, resident pages: {pages}"),
+            What::Blocks => format!("takes a block of {count} bytes, and frees one"),
             What::Signal => "a null write and its handled signal, alone".to_owned(),
             What::Recovery => {
                 let error = sample.error.as_deref().unwrap_or("error");

@@ -19,6 +19,9 @@ pub(crate) enum What {
     Request,
     /// A request that writes pages which every request writes; without protection the same work alone.
     Resident,
+    /// A request that takes a block of `count` bytes, writes it, and frees an older one; without protection the same with
+    /// the C library's allocator.
+    Blocks,
     /// A null write, the handler of its signal and the return from it, without VMSRS.
     Signal,
     /// From an error until the same thread runs its next request.
@@ -69,7 +72,7 @@ pub(crate) struct Sample {
     /// The error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) error: Option<String>,
-    /// Domains, requests or threads.
+    /// Domains, requests, threads, or bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) count: Option<u32>,
     pub(crate) protected: bool,

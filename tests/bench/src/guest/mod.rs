@@ -1,5 +1,6 @@
 //! The measurements in the guest.
 
+mod blocks;
 mod counters;
 mod domains;
 mod errors;
@@ -81,10 +82,12 @@ pub(crate) fn measure() -> Result<()> {
             Part::Main => {
                 requests::measure_main(&meter, pages, rounds)?;
                 errors::measure_main(&meter, app, pages, rounds)?;
+                blocks::measure_main(&meter, app, rounds)?;
             }
             Part::Requests => {
                 requests::measure(&meter, pages, rounds)?;
                 key_value::measure(&meter, app, rounds * 40)?;
+                blocks::measure(&meter, app, rounds)?;
             }
             Part::Errors => {
                 signal::measure(&meter, rounds)?;

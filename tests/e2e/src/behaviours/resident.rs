@@ -25,6 +25,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
         ("keys", keys),
         ("commits", commits),
         ("slow", slow),
+        ("blocks", blocks),
         ("sum", sum),
         ("fails", fails),
         ("strays", strays),
@@ -49,6 +50,7 @@ fn host(guest: &mut Guest) -> Result<()> {
     guest.run_steps(&[
         "commits",
         "slow",
+        "blocks",
         "fails",
         "strays",
         "lock word",
@@ -264,6 +266,86 @@ fn slow(_: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a request does to its domain's blocks besides taking one and freeing the one before.
+#[derive(Clone, Copy, Debug)]
+enum Blocks {
+    Whole,
+    RedZone,
+    UseAfterFree,
+    Invariant,
+}
+
+const BLOCK: usize = 100;
+
+/// Takes a block with that value in each byte, makes it the root, and frees the one that was.
+fn turn(domain: &'static Domain, value: u8, what: Blocks) -> Result<(), RunError<Error>> {
+    domain.run(|request| {
+        let before = request.root::<u8>();
+        let block = domain.allocate(BLOCK, 16)?;
+        // SAFETY: the block is the request's; a byte more, or one that was freed, is the test.
+        unsafe {
+            block.write_bytes(value, BLOCK);
+            if let Some(before) = before {
+                domain.deallocate(before)?;
+                if matches!(what, Blocks::UseAfterFree) {
+                    before.write(0);
+                }
+            }
+            if matches!(what, Blocks::RedZone) {
+                block.add(BLOCK).write(0);
+            }
+        }
+        let value = if matches!(what, Blocks::Invariant) {
+            None
+        } else {
+            Some(block)
+        };
+        request.set_root(value)?;
+        // Nothing is left to do if it succeeds.
+        request.defer(|| ())
+    })
+}
+
+/// Requests that take and free blocks, with defers and an invariant: their domain becomes hot, too, and the audit finds the
+/// same there.
+fn blocks(_: &str) -> Result<()> {
+    let domain = open("resident-blocks")?.domain("one")?;
+    let mut value = 0;
+    turn(domain, value, Blocks::Whole)?;
+    domain.set_invariant(|domain| match domain.root_address().is_null() {
+        true => Err("no block".into()),
+        false => Ok(()),
+    })?;
+    let heat = |value: &mut u8| {
+        for _ in 0..PATIENCE {
+            *value = value.wrapping_add(1);
+            let before = write_faults()?;
+            turn(domain, *value, Blocks::Whole)?;
+            if write_faults()? == before {
+                return Ok(());
+            }
+        }
+        bail!("the domain does not become hot")
+    };
+    for (what, expected) in [
+        (Blocks::RedZone, Kind::RedZone),
+        (Blocks::UseAfterFree, Kind::UseAfterFree),
+        (Blocks::Invariant, Kind::Invariant),
+    ] {
+        heat(&mut value)?;
+        let kind = failed(turn(domain, value.wrapping_add(1), what))?;
+        ensure!(kind == expected, "{what:?} is found as {kind:?}");
+        let root = domain.root_address();
+        // SAFETY: the block that was committed last.
+        let bytes = unsafe { std::slice::from_raw_parts(root, BLOCK) };
+        ensure!(
+            bytes.iter().all(|&byte| byte == value),
+            "after {what:?}: {bytes:?}, not {value} in each byte"
+        );
+    }
+    heat(&mut value)
 }
 
 fn fails(_: &str) -> Result<()> {
