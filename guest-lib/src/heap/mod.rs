@@ -155,10 +155,10 @@ impl Chunk {
             return false;
         };
         let zone = address + size;
-        // Most have a red zone of two words that overlap.
-        if end.wrapping_sub(zone).wrapping_sub(WORD) <= WORD {
+        // Most have one of up to three words, which may overlap.
+        if end.wrapping_sub(zone).wrapping_sub(WORD) <= 2 * WORD {
             // SAFETY: words of the block's room, which ends in the extent.
-            unsafe { is_red(zone) && is_red(end - WORD) }
+            unsafe { is_red(zone) && is_red(zone.max(end - 2 * WORD)) && is_red(end - WORD) }
         } else {
             // SAFETY: the red zone is the end of the block's room.
             zone < end - WORD && unsafe { is_long_red_zone(zone, end) }
@@ -282,22 +282,30 @@ impl Heap {
 
     /// The chunk whose bytes begin at an address.
     fn chunk(span: Span, address: u64) -> Result<Chunk, Damage> {
-        let corrupt = Damage::corrupt(address);
+        [State::Live, State::Free, State::Freed]
+            .into_iter()
+            .find_map(|state| Self::chunk_in(span, address, state))
+            .ok_or(Damage::corrupt(address))
+    }
+
+    /// The same for one in that state.
+    #[expect(
+        clippy::inline_always,
+        reason = "for each block that is taken or freed"
+    )]
+    #[inline(always)]
+    fn chunk_in(span: Span, address: u64, state: State) -> Option<Chunk> {
         if !span.can_start(address) || !span.starts().get(address) {
-            return Err(corrupt);
+            return None;
         }
         // SAFETY: can_start() says that a header before the address lies in the extent, which the
         // request holds.
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let state = [State::Live, State::Free, State::Freed]
-            .into_iter()
-            .find(|&state| header.is(address, state))
-            .ok_or(corrupt)?;
         let inside = header.room() >= GRAIN && address + header.room() as u64 <= span.end();
-        if !inside || with_red_zone(header.size()) > header.room().max(GRAIN) {
-            return Err(corrupt);
-        }
-        Ok(Chunk {
+        let is_whole = header.is(address, state)
+            && inside
+            && with_red_zone(header.size()) <= header.room().max(GRAIN);
+        is_whole.then_some(Chunk {
             span,
             address,
             header,
@@ -483,15 +491,12 @@ impl Heap {
             return Err(corrupt);
         }
         let span = self.span_of(address).ok_or(corrupt)?;
-        let block = Self::chunk(span, address)?;
-        if block.state != State::Freed {
-            return Err(corrupt);
-        }
+        let block = Self::chunk_in(span, address, State::Freed).ok_or(corrupt)?;
         if let Some(at) = first_other(block.poisoned(), POISON) {
             return Err(Damage::new(Kind::UseAfterFree, address + at as u64));
         }
         block.check_red_zone()?;
-        self.merge(block)?;
+        self.give_back(block)?;
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks = (*self.header).blocks.saturating_sub(1) };
         Ok(())

@@ -78,7 +78,10 @@ impl Measured {
             What::Request if pages == 0 => "reads".to_owned(),
             What::Request => format!("writes, cold pages: {pages}"),
             What::Resident => format!("writes, resident pages: {pages}"),
-            What::Blocks => format!("takes a block of {count} bytes, and frees one"),
+            What::Blocks => {
+                let blocks = sample.blocks.unwrap_or(0);
+                format!("takes and frees blocks of {count} bytes: {blocks}")
+            }
             What::Signal => "a null write and its handled signal, alone".to_owned(),
             What::Recovery => {
                 let error = sample.error.as_deref().unwrap_or("error");

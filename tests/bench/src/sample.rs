@@ -19,7 +19,7 @@ pub(crate) enum What {
     Request,
     /// A request that writes pages which every request writes; without protection the same work alone.
     Resident,
-    /// A request that takes a block of `count` bytes, writes it, and frees an older one; without protection the same with
+    /// A request that takes blocks of `count` bytes, writes them, and frees older ones; without protection the same with
     /// the C library's allocator.
     Blocks,
     /// A null write, the handler of its signal and the return from it, without VMSRS.
@@ -75,6 +75,9 @@ pub(crate) struct Sample {
     /// Domains, requests, threads, or bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(crate) count: Option<u32>,
+    /// Blocks that a request takes and frees.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) blocks: Option<u32>,
     pub(crate) protected: bool,
     pub(crate) rounds: u32,
     /// One round, by the guest's clock.
@@ -192,6 +195,7 @@ impl Sample {
             dropped: None,
             error: None,
             count: None,
+            blocks: None,
             protected,
             rounds,
             nanoseconds: 0.0,

@@ -12,47 +12,77 @@ use super::meter::{Meter, Watch};
 use super::seal;
 use crate::sample::{Sample, What};
 
-/// Bytes of a block, and blocks at a time: within a page, and in some pages.
-const SHAPES: [(usize, usize); 2] = [(100, 16), (1000, 32)];
+/// Within a page; in some pages; many small ones, of which a request takes several.
+const SHAPES: [Shape; 3] = [
+    Shape {
+        bytes: 100,
+        live: 16,
+        each: 1,
+    },
+    Shape {
+        bytes: 1000,
+        live: 32,
+        each: 1,
+    },
+    Shape {
+        bytes: 60,
+        live: 500,
+        each: 8,
+    },
+];
+
+/// What requests do with blocks.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Of a block.
+    bytes: usize,
+    /// Blocks between two requests.
+    live: usize,
+    /// Blocks that a request takes, and as many that it frees.
+    each: u32,
+}
 
 const ALIGNMENT: usize = 16;
 
 /// Blocks that are taken and freed in turn.
 struct Queue {
-    bytes: usize,
+    shape: Shape,
     blocks: RefCell<VecDeque<NonNull<u8>>>,
     value: Cell<u8>,
 }
 
 impl Queue {
     /// Takes all of them.
-    fn new<E>(
-        (bytes, count): (usize, usize),
-        take: impl Fn(usize) -> Result<NonNull<u8>, E>,
-    ) -> Result<Self, E> {
-        let blocks = (0..count).map(|_| take(bytes)).collect::<Result<_, E>>()?;
+    fn new<E>(shape: Shape, take: impl Fn(usize) -> Result<NonNull<u8>, E>) -> Result<Self, E> {
+        let blocks = (0..shape.live).map(|_| take(shape.bytes));
+        let blocks = blocks.collect::<Result<_, E>>()?;
         Ok(Self {
-            bytes,
+            shape,
             blocks: RefCell::new(blocks),
             value: Cell::new(0),
         })
     }
 
-    /// Takes a block, writes it, and frees the oldest one.
+    /// Takes blocks, writes them, and frees the oldest ones.
     fn turn<E>(
         &self,
         take: impl Fn(usize) -> Result<NonNull<u8>, E>,
         free: impl Fn(NonNull<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let block = take(self.bytes)?;
+        let bytes = self.shape.bytes;
         let value = self.value.get().wrapping_add(1);
         self.value.set(value);
-        // SAFETY: the block has so many bytes, and nothing else uses it.
-        unsafe { block.write_bytes(value, self.bytes) };
         let mut blocks = self.blocks.borrow_mut();
-        blocks.push_back(block);
-        let oldest = blocks.pop_front().expect("one was pushed");
-        free(oldest)
+        for _ in 0..self.shape.each {
+            let block = take(bytes)?;
+            // SAFETY: the block has so many bytes, and nothing else uses it.
+            unsafe { block.write_bytes(value, bytes) };
+            blocks.push_back(block);
+        }
+        for oldest in blocks.drain(..self.shape.each as usize) {
+            free(oldest)?;
+        }
+        Ok(())
     }
 }
 
@@ -77,21 +107,22 @@ pub(super) fn measure_main(meter: &Meter, app: &'static App, rounds: u32) -> Res
     Ok(())
 }
 
-fn sample((bytes, _): (usize, usize), protected: bool, rounds: u32) -> Sample {
+fn sample(shape: Shape, protected: bool, rounds: u32) -> Sample {
     Sample {
-        count: Some(bytes as u32),
+        count: Some(shape.bytes as u32),
+        blocks: Some(shape.each),
         ..Sample::new(What::Blocks, protected, rounds)
     }
 }
 
-fn alone(meter: &Meter, shape: (usize, usize), rounds: u32) -> Result<()> {
+fn alone(meter: &Meter, shape: Shape, rounds: u32) -> Result<()> {
     let take = |bytes| {
         // SAFETY: not empty.
         NonNull::new(unsafe { alloc(layout(bytes)) }).context("no memory")
     };
     let free = |block: NonNull<u8>| {
         // SAFETY: a block that was taken so, and is used no more.
-        unsafe { dealloc(block.as_ptr(), layout(shape.0)) };
+        unsafe { dealloc(block.as_ptr(), layout(shape.bytes)) };
         Ok(())
     };
     let queue = Queue::new(shape, take)?;
@@ -104,8 +135,8 @@ fn alone(meter: &Meter, shape: (usize, usize), rounds: u32) -> Result<()> {
     })
 }
 
-fn in_requests(meter: &Meter, app: &'static App, shape: (usize, usize), rounds: u32) -> Result<()> {
-    let user = app.domain(format!("blocks of {} bytes", shape.0))?;
+fn in_requests(meter: &Meter, app: &'static App, shape: Shape, rounds: u32) -> Result<()> {
+    let user = app.domain(format!("blocks of {} bytes", shape.bytes))?;
     let take = |bytes| user.allocate(bytes, ALIGNMENT);
     // SAFETY: a block of the domain that is used no more.
     let free = |block| unsafe { user.deallocate(block) };
