@@ -96,6 +96,31 @@ fn error_in_the_c_library_releases_what_its_functions_hold() {
     }
 }
 
+/// A C program, linked with the shared C library and statically.
+fn both(source: &str, what: &[&str]) {
+    for flags in [&[][..], &["-static"]] {
+        let program = Program::compile("cc", flags, source);
+        for what in what {
+            program.succeed(&[what]);
+        }
+    }
+}
+
+#[test]
+fn error_on_the_stack_of_a_signal_handler_leaves_nothing_to_others() {
+    both("tests/c/stacks.c", &["handlers"]);
+}
+
+#[test]
+fn error_on_the_stack_of_a_coroutine_leaves_nothing_to_others() {
+    both("tests/c/stacks.c", &["coroutines"]);
+}
+
+#[test]
+fn what_lies_beside_the_stack_of_a_coroutine_is_not_abandoned() {
+    both("tests/c/stacks.c", &["heap"]);
+}
+
 /// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.
 fn run_allocator(arguments: &[&str]) -> Output {
     let program = Program::compile("cc", &[], "tests/c/allocator.c");

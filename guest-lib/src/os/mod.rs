@@ -16,6 +16,7 @@ pub(crate) mod latch;
 pub(crate) mod loader;
 pub(crate) mod local;
 pub(crate) mod lock;
+pub(crate) mod mappings;
 pub(crate) mod modules;
 pub(crate) mod mutex;
 pub(crate) mod own_stack;

@@ -265,7 +265,8 @@ fn first_of_file(line: &[u8]) -> Option<(u64, &[u8])> {
     (is_first && is_file).then_some((start, path))
 }
 
-fn each_line(mut use_it: impl FnMut(&[u8])) -> io::Result<()> {
+/// Gives each line of `/proc/self/maps`.
+pub(super) fn each_line(mut use_it: impl FnMut(&[u8])) -> io::Result<()> {
     // SAFETY: a C string.
     let file = unsafe {
         libc::open(

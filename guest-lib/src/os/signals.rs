@@ -315,12 +315,19 @@ pub(crate) struct Held {
 
 /// See [`Held`].
 pub(crate) fn hold() -> Held {
-    let errors = ERRORS
-        .iter()
-        .fold(0_u64, |set, signal| set | 1 << (signal - 1));
     Held {
-        before: set_mask(libc::SIG_BLOCK, !errors),
+        before: set_mask(libc::SIG_BLOCK, all_but_errors().0),
     }
+}
+
+/// All signals that no error gives.
+pub(crate) const fn all_but_errors() -> Signals {
+    let (mut errors, mut place) = (0, 0);
+    while place < ERRORS.len() {
+        errors |= 1 << (ERRORS[place] - 1);
+        place += 1;
+    }
+    Signals(!errors)
 }
 
 impl Drop for Held {

@@ -77,6 +77,7 @@ pub(super) fn run(thread: &Thread, work: &mut dyn FnMut()) -> Aside {
     let code = unsafe { thread.on_stack(&stack, enter, (&raw mut work).cast()) };
     thread.clear_limit();
     keep_stack(stack);
+    thread.admit_late_signals();
     if code != LANDED && work.done {
         Aside::Done
     } else {

@@ -2,7 +2,7 @@
 
 use super::aside::{self, Aside};
 use super::end::abort_process;
-use super::unwind::{in_c_library, leave_c_library};
+use super::unwind::{is_in_c_library, leave_c_library, registers};
 use super::{panic_hook, trial};
 use crate::os::unwind::Registers;
 use crate::os::{clib, loader, signals, streams};
@@ -14,8 +14,8 @@ pub(super) struct Cut {
     /// The signal that told the error, or 0.
     signal: i32,
     instruction: u64,
-    /// The registers there, if that is in the C library.
-    in_c_library: Option<Registers>,
+    registers: Registers,
+    is_in_c_library: bool,
 }
 
 impl Cut {
@@ -24,7 +24,8 @@ impl Cut {
         thread.with_record(|record| Self {
             signal: record.signal,
             instruction: record.registers[REG_RIP],
-            in_c_library: in_c_library(record),
+            registers: registers(record),
+            is_in_c_library: is_in_c_library(record),
         })
     }
 }
@@ -36,9 +37,12 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
     if signal == 0 {
         thread.restore_signals();
     }
-    thread.restore(|work| aside::run(thread, work) == Aside::Done);
-    if let Some(registers) = &cut.in_c_library {
-        leave_c_library(thread, registers);
+    let run = |work: &mut dyn FnMut()| aside::run(thread, work) == Aside::Done;
+    let spare = thread.keep_signal_stack();
+    thread.find_frames(&cut.registers, run);
+    thread.restore(run);
+    if cut.is_in_c_library {
+        leave_c_library(thread, &cut.registers);
     }
     loader::unlock(thread.number());
     if signal != 0 && clib::is_in_linker(instruction) {
@@ -55,11 +59,12 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
     } else if streams::has_standard() {
         unlock_streams(thread);
     }
-    if is_interrupted || cut.in_c_library.is_some() {
+    if is_interrupted || cut.is_in_c_library {
         aside::run(thread, &mut || {
             streams::drop_dead(|address, bytes| thread.is_dead(address, bytes));
         });
     }
+    thread.forget_frames(spare.as_ref());
     let was_in_hook = thread.take_hook();
     if was_in_hook || std::thread::panicking() {
         panic_hook::put_right(thread, was_in_hook);

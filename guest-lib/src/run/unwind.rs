@@ -8,17 +8,13 @@ use vmsrs_protocol::incident::{
 };
 use vmsrs_protocol::ioctl::IoctlFail;
 
-/// Bytes of the request stack that unwinding may take.
-const ROOM: u64 = 64 * 1024;
+/// Bytes of a stack that unwinding may take: what the C library does in its frames, and what finds the next of them.
+const ROOM: usize = 16 * 1024;
 
-/// The registers at the error of that record, if it was in one. Not in `abort`, which holds nothing when it has raised its signal.
-pub(super) fn in_c_library(record: &IoctlFail) -> Option<unwind::Registers> {
-    let is_told = ![0, libc::SIGABRT].contains(&record.signal);
-    if !is_told || !clib::is_own(record.registers[REG_RIP]) {
-        return None;
-    }
+/// The registers at the error of that record.
+pub(super) fn registers(record: &IoctlFail) -> unwind::Registers {
     let register = |number: usize| record.registers[number];
-    Some(unwind::Registers {
+    unwind::Registers {
         rbx: register(REG_RBX),
         rbp: register(REG_RBP),
         r12: register(REG_R12),
@@ -27,21 +23,22 @@ pub(super) fn in_c_library(record: &IoctlFail) -> Option<unwind::Registers> {
         r15: register(REG_R15),
         rsp: register(REG_RSP),
         rip: register(REG_RIP),
-    })
+    }
 }
 
-/// Unwinds them. Not where one of them has called the server back.
+/// Whether that was in the C library. Not in `abort`, which holds nothing when it has raised its signal.
+pub(super) fn is_in_c_library(record: &IoctlFail) -> bool {
+    ![0, libc::SIGABRT].contains(&record.signal) && clib::is_own(record.registers[REG_RIP])
+}
+
+/// Unwinds its functions. Not where one of them has called the server back.
 pub(super) fn leave_c_library(thread: &Thread, registers: &unwind::Registers) {
-    let has_room = thread.stack_region().is_some_and(|stack| {
-        let low = registers.rsp.saturating_sub(ROOM);
-        stack.holds(low, ROOM as usize)
-    });
-    if !has_room {
+    if !thread.has_room_at(registers.rsp, ROOM) {
         return;
     }
-    // SAFETY: nothing runs on the request stack; its frames were abandoned by a signal. The work runs aside, where an error and
+    // SAFETY: nothing runs on the stack; its frames were abandoned by a signal. The work runs aside, where an error and
     // this way out lead to the same landing.
     aside::run(thread, &mut || unsafe {
-        unwind::unwind(registers, &|| thread.go_to_landing())
+        unwind::unwind(registers, &|| thread.go_to_landing());
     });
 }

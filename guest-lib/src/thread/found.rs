@@ -5,6 +5,7 @@
 //! each of its first requests begins, and now and then later. A thread that the server has changed between two
 //! looks is looked at as each request begins.
 
+use super::abandoned::Abandoned;
 use super::{Thread, open, reserve};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
@@ -70,6 +71,7 @@ pub(super) struct Found {
     rseq: Rseq,
     /// The stack that the thread was started with.
     own_stack: Range<u64>,
+    pub(super) abandoned: Abandoned,
 }
 
 impl Found {
@@ -84,6 +86,7 @@ impl Found {
             locks: Cell::new(0),
             rseq: Rseq::of_this_thread(),
             own_stack: own_stack::bounds(),
+            abandoned: Abandoned::default(),
         }
     }
 
@@ -164,12 +167,28 @@ impl Thread {
             self.found.has_signal_stack.set(has_stack);
             let now = Signals::read(&(*context).uc_sigmask);
             signals::forget_broken_pipe(now.without(found));
-            found.block_after(context);
+            self.note_signal_stack(&(*context).uc_stack);
+            self.blocked_at_landing().block_after(context);
         }
     }
 
     /// The same at once, in a signal handler that does not return. Async-signal-safe.
     pub(super) fn restore_signals_now(&self) {
+        self.blocked_at_landing().block();
+    }
+
+    /// What the thread blocks when it lands. Async-signal-safe.
+    fn blocked_at_landing(&self) -> Signals {
+        let found = self.found.look.get().blocked;
+        if self.was_cut_on_signal_stack() {
+            found.with(signals::all_but_errors())
+        } else {
+            found
+        }
+    }
+
+    /// Lets the signals come that wait since the landing.
+    pub(super) fn admit_signals(&self) {
         self.found.look.get().blocked.block();
     }
 
@@ -177,7 +196,7 @@ impl Thread {
     /// it was done: routines of the C library that abandoned code has asked for, and reading its lists.
     pub(crate) fn restore(&self, run: impl Fn(&mut dyn FnMut()) -> bool) {
         // Not from the handler: since Linux 6.12 its end refuses to replace the stack that it runs on.
-        if !self.found.has_signal_stack.take() {
+        if !self.found.has_signal_stack.take() && !self.has_spare_signal_stack() {
             let _ = signals::enter_signal_stack(&self.signal_stack);
         }
         let look = self.found.look.get();
@@ -196,7 +215,8 @@ impl Thread {
             _ => u64::MAX,
         };
         cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
-            if address >= intact && clib::contains(routine.address()) {
+            let is_intact = address >= intact || self.is_elsewhere(address, size_of::<u64>());
+            if is_intact && clib::contains(routine.address()) {
                 // SAFETY: nothing runs on the request stack before the request is over.
                 run(&mut || unsafe {
                     condition::run(&routine, |address, bytes| {
@@ -233,7 +253,7 @@ impl Thread {
         let is_aligned = address.is_multiple_of(8);
         if address == 0 {
             Frame::Live
-        } else if is_aligned && stack.holds(address, bytes) {
+        } else if is_aligned && (stack.holds(address, bytes) || self.is_elsewhere(address, bytes)) {
             Frame::Dead
         } else if !is_aligned
             || (own.contains(&self.saved()) && !(self.saved()..own.end).contains(&address))

@@ -4,6 +4,7 @@
 //! A thread is registered by its first request and unregistered when it ends. Its memory lies in a
 //! mapping of its own between guards, away from the C library's heap.
 
+mod abandoned;
 pub(crate) mod arena;
 pub(crate) mod evidence;
 mod exclusive;
