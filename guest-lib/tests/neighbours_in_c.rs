@@ -121,6 +121,11 @@ fn what_lies_beside_the_stack_of_a_coroutine_is_not_abandoned() {
     both("tests/c/stacks.c", &["heap"]);
 }
 
+#[test]
+fn operation_that_a_failed_request_waited_for_writes_to_no_others_stack() {
+    both("tests/c/operations.c", &["reads", "names"]);
+}
+
 /// Runs the C test of an allocator with that allocator, half of whose time goes into the C++ library.
 fn run_allocator(arguments: &[&str]) -> Output {
     let program = Program::compile("cc", &[], "tests/c/allocator.c");

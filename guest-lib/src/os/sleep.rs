@@ -6,6 +6,9 @@
 //!
 //! - A `pthread_rwlock` counts who waits for it, and takes a waiter off when its time is up.
 //! - `syslog` sends, and `gethostbyname` and its kin ask for names, with a lock of their own, for which all other threads would wait.
+//!
+//! `lio_listio` and `getaddrinfo_a` wait for operations of the C library's own threads, which follow records of the wait on the
+//! waiting thread's stack, and which no function takes back: neither when it is told that the time is up.
 
 use super::cancellation;
 use super::clib::{self, SYSCALL};
@@ -88,6 +91,13 @@ impl Sleep {
         self.second & !FLAGS == libc::FUTEX_WAIT_BITSET as u64
     }
 
+    /// The word that is 0 when the operations have ended that the thread waits for, and nobody follows records on its stack any
+    /// more; if it was woken in such a wait. Async-signal-safe.
+    pub(crate) fn operations(&self, callers: &[u64]) -> Option<u64> {
+        let is_wait = clib::contains(self.instruction) && self.is_over() && self.waits_for_futex();
+        (is_wait && callers.iter().any(|&word| is_in_wait(word))).then_some(self.first)
+    }
+
     /// Its number, or that in the first element that `poll` was given. What is taken for one by mistake has an error earlier than it
     /// would have had.
     fn waits_for_socket(&self) -> bool {
@@ -97,6 +107,12 @@ impl Sleep {
             || ((1..=POLLED_MAX).contains(&self.second)
                 && modules::read(self.first, &mut polled).is_some()
                 && is_socket(polled[0].into()))
+    }
+
+    /// Has the thread go on with the wait for a futex that the signal has woken it from. Async-signal-safe.
+    pub(crate) fn go_on(registers: &mut [libc::greg_t; 23]) {
+        registers[libc::REG_RIP as usize] -= SYSCALL.len() as i64;
+        registers[libc::REG_RAX as usize] = libc::SYS_futex;
     }
 
     /// Whether the thread is about something in the code of the C library or of the allocator: not if
@@ -142,6 +158,18 @@ fn is_in_setxid(address: u64) -> bool {
     functions.iter().any(|&function| {
         function != 0 && (function as u64..function as u64 + LENGTH).contains(&address)
     })
+}
+
+/// Whether a return address leads to a function that waits for operations. Async-signal-safe.
+fn is_in_wait(address: u64) -> bool {
+    /// Longest of them.
+    const LENGTH: u64 = 2048;
+    /// The same for the part of `lio_listio` that may lie before it.
+    const PART: u64 = 1280;
+    let names = address_of!("getaddrinfo_a") as u64;
+    let list = address_of!("lio_listio") as u64;
+    (names != 0 && (names..names + LENGTH).contains(&address))
+        || (list != 0 && (list.saturating_sub(PART)..list + LENGTH).contains(&address))
 }
 
 fn has_syscall(instruction: u64) -> bool {

@@ -495,6 +495,7 @@ fn fail(thread: &Thread) -> Stop {
     let state = thread.state();
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
+    thread.leave_lent_stack();
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. No other thread changes either now.
     for domain in (0..state.listed()).filter_map(|place| state.listed_at(place)) {
@@ -517,6 +518,7 @@ pub(crate) fn failed_member(thread: &Thread) -> Stop {
     errno::kept(|| {
         let failure = report(thread);
         thread.state().members.wait_for_started(thread::sweep);
+        thread.leave_lent_stack();
         release_mutexes(thread, thread.state().tag());
         thread.leave();
         Stop::Failed(thread.boxed(failure))

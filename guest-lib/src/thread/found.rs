@@ -72,6 +72,8 @@ pub(super) struct Found {
     /// The stack that the thread was started with.
     own_stack: Range<u64>,
     pub(super) abandoned: Abandoned,
+    /// A word on the request stack: until it is 0, threads of the C library use that stack. Or 0.
+    pub(super) lent: Cell<u64>,
 }
 
 impl Found {
@@ -87,6 +89,7 @@ impl Found {
             rseq: Rseq::of_this_thread(),
             own_stack: own_stack::bounds(),
             abandoned: Abandoned::default(),
+            lent: Cell::new(0),
         }
     }
 

@@ -166,7 +166,14 @@ unsafe fn suppress(
     if signal == interrupt() {
         registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
         // A late one, for a request that the thread has left, is ignored.
+        let sleep = Sleep::of(registers);
+        let callers = thread.top_words(pointer);
+        let operations = sleep.operations(callers);
         if !thread.must_end() {
+            if operations.is_some() {
+                // The function takes it for the end of its wait, and the records stay.
+                Sleep::go_on(registers);
+            }
             return Done::Goes;
         }
         if thread.phase() != Phase::Running || thread.is_critical() {
@@ -175,10 +182,10 @@ unsafe fn suppress(
         }
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
-        let sleep = Sleep::of(registers);
-        let callers = thread.top_words(pointer);
         let is_led_out = if sleep.is_busy(callers) {
             thread.may_wait(sleep, can_trap)
+        } else if thread.lends_stack(operations) {
+            false
         } else if let Some(error) = thread.way_out(sleep, callers, can_trap) {
             registers[libc::REG_RAX as usize] = -i64::from(error);
             true

@@ -143,6 +143,31 @@ impl Thread {
         Ok(())
     }
 
+    /// Notes the word of operations that go on, if there is one on the request stack. Async-signal-safe.
+    pub(super) fn lends_stack(&self, operations: Option<u64>) -> bool {
+        let stack = self.stack_region();
+        let word = operations.filter(|word| {
+            word.is_multiple_of(4) && stack.is_some_and(|stack| stack.holds(*word, 4))
+        });
+        self.found.lent.set(word.unwrap_or(0));
+        word.is_some()
+    }
+
+    /// Takes another request stack, if the C library's threads use the one that the failed request had. Nothing else on it is needed
+    /// any more. The thread keeps it if there is no memory.
+    pub(crate) fn leave_lent_stack(&self) {
+        let word = self.found.lent.take();
+        let size = self.stack_region().map_or(0, Region::size);
+        if word != 0
+            && let Ok(other) = Stack::take_large(size)
+        {
+            self.top.set(other.top());
+            // SAFETY: nothing runs on it, and nobody has a reference to it.
+            let lent = std::mem::replace(unsafe { &mut *self.stack.get() }, other);
+            lent.lend(word);
+        }
+    }
+
     /// The words above a stack pointer, those that the next few frames have. Async-signal-safe.
     pub(crate) fn top_words(&self, rsp: u64) -> &[u64] {
         const WORDS: usize = 64;
