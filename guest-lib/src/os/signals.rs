@@ -159,9 +159,15 @@ pub(super) fn is_ours(action: &libc::sigaction) -> bool {
     action.sa_sigaction == HANDLER.load(Ordering::Relaxed)
 }
 
-/// Whether the kernel sends that signal after a system call: its instruction, tried again, does not give another one.
-pub(crate) fn is_of_a_call(signal: c_int) -> bool {
-    SENT.contains(&signal)
+/// What a failure says whose signal the kernel has sent for a system call. The call's instruction, tried again, does not give
+/// another one.
+pub(crate) fn message(signal: c_int) -> Option<&'static [u8]> {
+    match signal {
+        libc::SIGPIPE => Some(b"SIGPIPE: a write that nobody can read any more"),
+        libc::SIGXFSZ => Some(b"SIGXFSZ: a write past the limit of files' sizes"),
+        libc::SIGSYS => Some(b"SIGSYS: a system call that is not allowed"),
+        _ => None,
+    }
 }
 
 /// What was installed for a signal before the library's handler.

@@ -235,17 +235,13 @@ unsafe fn suppress(
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
         libc::SIGFPE => Kind::Arithmetic,
         libc::SIGILL | libc::SIGTRAP => Kind::Instruction,
-        libc::SIGABRT => Kind::Abort,
-        _ if signals::is_of_a_call(signal) => Kind::Abort,
-        _ => Kind::Deadline,
+        _ if signal == interrupt() => Kind::Deadline,
+        _ => Kind::Abort,
     };
     thread.note(kind, address, signal, info.si_code, noted);
-    thread.add_message(match signal {
-        libc::SIGPIPE => b"SIGPIPE: a write that nobody can read any more",
-        libc::SIGXFSZ => b"SIGXFSZ: a write past the limit of files' sizes",
-        libc::SIGSYS => b"SIGSYS: a system call that is not allowed",
-        _ => b"",
-    });
+    if let Some(message) = signals::message(signal) {
+        thread.add_message(message);
+    }
     if thread.find_handler(pointer, blocked).is_some() {
         thread.marks.in_handler.set(true);
         thread.add_message(b"in a signal handler");
@@ -313,7 +309,7 @@ unsafe fn chain(
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
             }
-            if sent || signals::is_of_a_call(signal) {
+            if sent || signals::message(signal).is_some() {
                 // It is blocked now, and delivered when the handler has returned.
                 // SAFETY: sends this thread a signal.
                 unsafe { libc::raise(signal) };
