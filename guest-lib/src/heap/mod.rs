@@ -167,6 +167,7 @@ impl Chunk {
 
     /// Whether that is a live block whose red zone is whole, too; for the audit, which meets little else. What is wrong
     /// with others, [`Heap::chunk`] tells.
+    #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_whole_live(address: u64, end: u64) -> bool {
         let size = Self::size_of_live(address, end);
@@ -521,7 +522,7 @@ impl Heap {
             return Err(Damage::new(Kind::UseAfterFree, address + at as u64));
         }
         block.check_red_zone()?;
-        self.give_back(block)?;
+        self.merge(block)?;
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks = (*self.header).blocks.saturating_sub(1) };
         Ok(())
