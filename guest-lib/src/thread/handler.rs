@@ -164,38 +164,9 @@ unsafe fn suppress(
         };
     }
     if signal == interrupt() {
-        registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
-        // A late one, for a request that the thread has left, is ignored.
-        let sleep = Sleep::of(registers);
-        let callers = thread.top_words(pointer);
-        let operations = sleep.operations(callers);
-        if !thread.must_end() {
-            if operations.is_some() {
-                // The function takes it for the end of its wait, and the records stay.
-                Sleep::go_on(registers);
-            }
-            return Done::Goes;
-        }
-        if thread.phase() != Phase::Running || thread.is_critical() {
-            thread.set_pending(true);
-            return Done::Goes;
-        }
         // SAFETY: the kernel's context of this thread.
         let can_trap = || unsafe { traps_come_here(&(*context).uc_sigmask) };
-        let is_led_out = if sleep.is_busy(callers) {
-            thread.may_wait(sleep, can_trap)
-        } else if thread.lends_stack(operations) {
-            false
-        } else if let Some(error) = thread.way_out(sleep, callers, can_trap) {
-            registers[libc::REG_RAX as usize] = -i64::from(error);
-            true
-        } else {
-            false
-        };
-        if is_led_out {
-            if thread.is_single_stepping() {
-                registers[libc::REG_EFL as usize] |= TRAP_FLAG;
-            }
+        if goes_on(thread, registers, can_trap) {
             return Done::Goes;
         }
     } else {
@@ -260,6 +231,45 @@ unsafe fn suppress(
     unsafe { thread.restore_signals_after(context) };
     thread.land_from_signal();
     Done::Lands
+}
+
+/// Whether the thread goes on, which an interrupt has found with these registers. `can_trap` says whether traps come to the
+/// library. Async-signal-safe.
+fn goes_on(
+    thread: &Thread,
+    registers: &mut [libc::greg_t; 23],
+    can_trap: impl Fn() -> bool,
+) -> bool {
+    registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
+    let sleep = Sleep::of(registers);
+    let callers = thread.top_words(registers[libc::REG_RSP as usize] as u64);
+    let operations = sleep.operations(callers);
+    // A late one, for a request that the thread has left, is ignored.
+    if !thread.must_end() {
+        if operations.is_some() {
+            // The function takes it for the end of its wait, and the records stay.
+            Sleep::go_on(registers);
+        }
+        return true;
+    }
+    if thread.phase() != Phase::Running || thread.is_critical() {
+        thread.set_pending(true);
+        return true;
+    }
+    let is_led_out = if sleep.is_busy(callers) {
+        thread.may_wait(sleep, &can_trap)
+    } else if thread.lends_stack(operations) {
+        false
+    } else if let Some(error) = thread.way_out(sleep, callers, &can_trap) {
+        registers[libc::REG_RAX as usize] = -i64::from(error);
+        true
+    } else {
+        false
+    };
+    if is_led_out && thread.is_single_stepping() {
+        registers[libc::REG_EFL as usize] |= TRAP_FLAG;
+    }
+    is_led_out
 }
 
 /// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that
