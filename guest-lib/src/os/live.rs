@@ -325,10 +325,10 @@ mod tests {
 
     #[test]
     fn of_threads_that_remove_the_same_one_does() {
+        const ROUNDS: u64 = 20_000;
         let table = fresh();
         let won = AtomicU64::new(0);
         let last = AtomicU64::new(0);
-        const ROUNDS: u64 = 20_000;
         std::thread::scope(|scope| {
             let (won, last) = (&won, &last);
             for thread in 0..3 {
