@@ -76,8 +76,8 @@ struct Marks {
     single_stepping: Cell<bool>,
     /// The app keeps no versions of pages: nothing says what a request has written.
     unprotected: Cell<bool>,
-    /// Nothing: without it there would be a gap, whose content nobody sets.
-    _gap: Cell<bool>,
+    /// What runs now has a limit of time: see [`Thread::set_limit`].
+    limited: Cell<bool>,
     /// Above 0: interrupts wait until it is 0 again.
     critical: Cell<u16>,
     /// Times that an interrupt has waited for the thread to leave the C library.
