@@ -154,3 +154,78 @@ fn mutexes_that_requests_have_left_locked_take_no_places() {
 fn a_repair_that_never_ends_is_cut_short() {
     in_c("endless");
 }
+
+/// Its end is an error, in the middle of a panic.
+struct Wild;
+
+impl Drop for Wild {
+    fn drop(&mut self) {
+        null_write();
+    }
+}
+
+/// Has a panic that is cut short while frames are unwound.
+fn cut_a_panic_short() {
+    let failure = failure(domain(), |_| {
+        let _wild = Wild;
+        panic!("on purpose");
+    });
+    assert_eq!(failure.kind, Kind::Memory);
+}
+
+#[test]
+fn a_panic_that_was_cut_short_has_no_later_value_put_right() {
+    static LIST: Mutex<Vec<u32>> = Mutex::new(Vec::new(), Vec::clear);
+    let domain = domain();
+    for round in 0..3 {
+        cut_a_panic_short();
+        success(domain, |_| LIST.with(|list| list.push(round)).unwrap());
+        success(domain, |_| {
+            LIST.with(|list| assert_eq!(*list, [round])).unwrap();
+        });
+        // A panic in the middle is seen as ever.
+        failure(domain, |_| {
+            let _ = LIST.with(|_| panic!("in the middle"));
+        });
+        LIST.with(|list| assert!(list.is_empty())).unwrap();
+    }
+}
+
+#[test]
+fn a_panic_that_was_cut_short_keeps_no_domain_entered() {
+    let (domain, shared) = (domain(), domain());
+    for _ in 0..3 {
+        cut_a_panic_short();
+        success(domain, |request| {
+            drop(request.enter(shared).unwrap());
+            drop(request.enter(shared).unwrap());
+        });
+        assert!(!std::thread::panicking());
+    }
+}
+
+/// Runs requests while its thread is panicking.
+struct RunsRequests;
+
+impl Drop for RunsRequests {
+    fn drop(&mut self) {
+        let shared = domain();
+        cut_a_panic_short();
+        success(domain(), |request| {
+            drop(request.enter(shared).unwrap());
+            drop(request.enter(shared).unwrap());
+        });
+        assert!(std::thread::panicking());
+    }
+}
+
+#[test]
+fn a_panic_of_the_server_in_which_requests_run_goes_on() {
+    for _ in 0..3 {
+        let outcome = std::panic::catch_unwind(|| {
+            let _runs = RunsRequests;
+            panic!("the server's");
+        });
+        assert!(outcome.is_err() && !std::thread::panicking());
+    }
+}

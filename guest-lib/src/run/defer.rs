@@ -137,6 +137,7 @@ fn end_defer(thread: &Thread, deferred: Deferred, fate: Fate, limit: Option<Dura
         fate,
         done: false,
     };
+    thread.forget_panics();
     if let Some(limit) = limit {
         // Without a timer it is no worse off than a defer.
         thread.set_limit(limit);

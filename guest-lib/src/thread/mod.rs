@@ -15,6 +15,7 @@ mod landing;
 mod left;
 pub(crate) mod mutexes;
 pub(crate) mod open;
+pub(crate) mod panics;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -40,6 +41,7 @@ use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
 use crate::thread::found::Found;
 use crate::thread::mutexes::Mutexes;
+use crate::thread::panics::Panics;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -141,6 +143,7 @@ pub(crate) struct Thread {
     record: Record,
     /// The stack of its latest panic in a request.
     panic: Cell<Option<SavedStack>>,
+    panics: Panics,
     /// A panic hook runs in the request.
     in_hook: Cell<bool>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.
