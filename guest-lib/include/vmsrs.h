@@ -299,10 +299,11 @@ enum vmsrs_domain_flag {
  * Opens an app, and creates it if it is new.
  *
  * The first call in a process installs handlers for SIGSEGV, SIGBUS, SIGFPE,
- * SIGILL, SIGTRAP and SIGABRT. Handlers that are installed later replace the
- * library's. Opening a name again gives the same app. Without a device the app
- * works without protection (see vmsrs_protection()), and a line on stderr says
- * so.
+ * SIGILL, SIGTRAP and SIGABRT; and for SIGPIPE, SIGXFSZ and SIGSYS if they have
+ * the default effect then, which ends the process. Handlers that are installed
+ * later replace the library's. Opening a name again gives the same app. Without
+ * a device the app works without protection (see vmsrs_protection()), and a
+ * line on stderr says so.
  *
  * Call it from any thread, outside of requests.
  *
@@ -623,7 +624,8 @@ enum vmsrs_kind {
 	VMSRS_KIND_INSTRUCTION = 3,
 	/**
 	 * SIGABRT: failed assertion, heap check of glibc, stack protector, C++
-	 * terminate, Rust abort.
+	 * terminate, Rust abort. SIGPIPE, SIGXFSZ or SIGSYS, where the server
+	 * has not said what they are to do.
 	 */
 	VMSRS_KIND_ABORT = 4,
 	/** The request ran into the guard below its stack. */

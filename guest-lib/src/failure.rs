@@ -51,7 +51,7 @@ kinds! {
     Arithmetic = KIND_ARITHMETIC, c"arithmetic";
     /// SIGILL or SIGTRAP.
     Instruction = KIND_INSTRUCTION, c"instruction";
-    /// SIGABRT.
+    /// SIGABRT; or SIGPIPE, SIGXFSZ or SIGSYS, where the server has not said what they are to do.
     Abort = KIND_ABORT, c"abort";
     /// The request ran over the guard below its stack.
     StackOverflow = KIND_STACK_OVERFLOW, c"stack overflow";

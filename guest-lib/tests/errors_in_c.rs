@@ -66,6 +66,21 @@ fn abort_in_c_ends_only_its_request() {
     errors().succeed(&["abort"]);
 }
 
+/// Signals of a thread's own system calls. In requests they cost the request, elsewhere they have the effect that they
+/// always have.
+#[test]
+fn signals_of_system_calls_end_only_their_requests() {
+    for (call, signal) in [
+        ("pipe", libc::SIGPIPE),
+        ("file-size", libc::SIGXFSZ),
+        ("filter", libc::SIGSYS),
+    ] {
+        errors().succeed(&[call]);
+        let output = errors().command(&[call, "0"]).output().unwrap();
+        assert_eq!(output.status.signal(), Some(signal), "{call}: {output:?}");
+    }
+}
+
 #[test]
 fn invalid_free_found_without_lock_ends_only_its_request() {
     errors().succeed(&["malloc-twice-cache"]);

@@ -313,26 +313,6 @@ fn freed_memory_is_reused() {
 }
 
 #[test]
-fn small_rooms_become_a_large_one_before_a_domain_grows() {
-    let domain = domain();
-    // Nearly all of the extent that the domain gets for the last of them.
-    let large = 30_000;
-    let small = blocks(domain, 500, 80);
-    let first = small.iter().min().unwrap().as_ptr() as usize;
-    for blocks in [&small[..250], &small[250..]] {
-        success(domain, |_| {
-            for &block in blocks {
-                // SAFETY: not used any more.
-                unsafe { domain.deallocate(block) }.unwrap();
-            }
-        });
-    }
-    let block = success(domain, |_| domain.allocate(large, 16).unwrap());
-    let place = block.as_ptr() as usize - first;
-    assert!(place < 500 * 112, "{place} bytes after the small ones");
-}
-
-#[test]
 fn domain_grows_to_its_limit_and_then_fails() {
     let domain = domain();
     let block = 1 << 20;

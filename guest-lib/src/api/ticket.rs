@@ -12,6 +12,7 @@ use crate::thread::fork;
 use crate::thread::{self, Thread};
 use std::convert::Infallible;
 use std::fmt;
+use std::mem::MaybeUninit;
 
 /// How a thread's part in a request, or a step of a [`crate::Task`], ended when it did not end well.
 pub type JoinError = RunError<Infallible>;
@@ -55,7 +56,8 @@ impl Ticket {
     /// in `f`.
     pub fn join<T>(&self, f: impl FnOnce(&Request) -> T) -> Result<T, JoinError> {
         let mut f = Some(f);
-        let mut value = None;
+        // Not dropped after a cut: a deadline can end the function with a half of it written.
+        let mut value = MaybeUninit::uninit();
         let thread = self.thread()?;
         let slot = self.state.members.enter();
         let slot = slot.ok_or(Error::Limit("256 threads"))?;
@@ -65,11 +67,12 @@ impl Ticket {
         }
         self.work(thread, slot, &mut |request| {
             if let Some(f) = f.take() {
-                value = Some(f(request));
+                value.write(f(request));
             }
             End::Leave
         })?;
-        value.ok_or(RunError::Refused(Error::Ended))
+        // SAFETY: the thread's part has ended in order, so the function has returned, and the value is written.
+        Ok(unsafe { value.assume_init() })
     }
 
     /// Keeps a slot for a thread that the calling one is about to start, and that will call

@@ -45,7 +45,8 @@ pub struct CInfo {
 /// Opens an app, and creates it if it is new.
 ///
 /// The first call in a process installs handlers for SIGSEGV, SIGBUS, SIGFPE, SIGILL,
-/// SIGTRAP and SIGABRT. Handlers that are installed later replace the library's. Opening
+/// SIGTRAP and SIGABRT; and for SIGPIPE, SIGXFSZ and SIGSYS if they have the default
+/// effect then, which ends the process. Handlers that are installed later replace the library's. Opening
 /// a name again gives the same app. Without a device the app works without protection
 /// (see `vmsrs_protection()`), and a line on stderr says so.
 ///

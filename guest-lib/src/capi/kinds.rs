@@ -10,7 +10,7 @@ pub const VMSRS_KIND_ARITHMETIC: u32 = 2;
 /// SIGILL or SIGTRAP.
 pub const VMSRS_KIND_INSTRUCTION: u32 = 3;
 /// SIGABRT: failed assertion, heap check of glibc, stack protector, C++ terminate,
-/// Rust abort.
+/// Rust abort. SIGPIPE, SIGXFSZ or SIGSYS, where the server has not said what they are to do.
 pub const VMSRS_KIND_ABORT: u32 = 4;
 /// The request ran into the guard below its stack.
 pub const VMSRS_KIND_STACK_OVERFLOW: u32 = 5;

@@ -71,11 +71,31 @@ unsafe fn is_red(word: u64) -> bool {
     unsafe { (word as *const u64).read_unaligned() == ZONE }
 }
 
-/// Whether a red zone of at least one word is whole.
+/// Whether a red zone is whole, which has at least one word.
 ///
 /// # Safety
 ///
 /// It lies in a domain that the request holds.
+#[inline(always)]
+unsafe fn is_red_zone(zone: u64, end: u64) -> bool {
+    const WORD: u64 = size_of::<u64>() as u64;
+    const { assert!(RED_ZONE_MIN == WORD as usize) };
+    let more = end.wrapping_sub(zone).wrapping_sub(WORD);
+    // Most have up to three words, which may overlap.
+    if more <= 2 * WORD {
+        // SAFETY: by the function's contract.
+        unsafe { is_red(zone) && is_red(zone.max(end - 2 * WORD)) && is_red(end - WORD) }
+    } else {
+        // SAFETY: as above.
+        more <= end && unsafe { is_long_red_zone(zone, end) }
+    }
+}
+
+/// The same for one of any length.
+///
+/// # Safety
+///
+/// As above.
 #[cold]
 unsafe fn is_long_red_zone(from: u64, to: u64) -> bool {
     let last = to - size_of::<u64>() as u64;
@@ -147,26 +167,20 @@ impl Chunk {
 
     /// Whether that is a live block whose red zone is whole, too; for the audit, which meets little else. What is wrong
     /// with others, [`Heap::chunk`] tells.
+    #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_whole_live(address: u64, end: u64) -> bool {
-        const WORD: u64 = size_of::<u64>() as u64;
-        const { assert!(RED_ZONE_MIN == WORD as usize) };
-        let Some(size) = Self::size_of_live(address, end) else {
-            return false;
-        };
-        let zone = address + size;
-        // Most have one of up to three words, which may overlap.
-        if end.wrapping_sub(zone).wrapping_sub(WORD) <= 2 * WORD {
-            // SAFETY: words of the block's room, which ends in the extent.
-            unsafe { is_red(zone) && is_red(zone.max(end - 2 * WORD)) && is_red(end - WORD) }
-        } else {
-            // SAFETY: the red zone is the end of the block's room.
-            zone < end - WORD && unsafe { is_long_red_zone(zone, end) }
-        }
+        let size = Self::size_of_live(address, end);
+        // SAFETY: the end of the block's room.
+        size.is_some_and(|size| unsafe { is_red_zone(address + size, end) })
     }
 
     fn check_red_zone(&self) -> Result<(), Damage> {
         let size = self.header.size();
+        // SAFETY: the end of the block's room.
+        if unsafe { is_red_zone(self.address + size as u64, self.end()) } {
+            return Ok(());
+        }
         match first_other(self.red_zone(), RED) {
             None => Ok(()),
             Some(at) => Err(Damage::new(
@@ -276,8 +290,15 @@ impl Heap {
         extents.map(|(index, &extent)| Span::new(self.base, index, extent))
     }
 
+    #[inline]
     fn span_of(&self, address: u64) -> Option<Span> {
-        self.spans().find(|span| span.contains(address))
+        let page = address.checked_sub(self.base)? / PAGE as u64;
+        let (index, extent) = self
+            .extents()
+            .iter()
+            .enumerate()
+            .find(|(_, extent)| page.wrapping_sub(extent.page.into()) < extent.pages.into())?;
+        Some(Span::new(self.base, index, *extent))
     }
 
     /// The chunk whose bytes begin at an address.
@@ -400,19 +421,24 @@ impl Heap {
             return Err(foreign);
         }
         let span = self.span_of(address).ok_or(foreign)?;
+        match Self::chunk_in(span, address, State::Live) {
+            Some(block) => Ok(block),
+            None => Err(Self::why_not_live(span, address)),
+        }
+    }
+
+    /// What is wrong with the block at an address that is not a live one.
+    #[cold]
+    fn why_not_live(span: Span, address: u64) -> Damage {
         if !span.can_start(address) {
-            return Err(foreign);
+            return Damage::new(Kind::ForeignFree, address);
         }
         if !span.starts().get(address) {
-            return Err(Damage::new(
-                Self::kind_of_bad_pointer(span, address),
-                address,
-            ));
+            return Damage::new(Self::kind_of_bad_pointer(span, address), address);
         }
-        let chunk = Self::chunk(span, address)?;
-        match chunk.state {
-            State::Live => Ok(chunk),
-            State::Freed | State::Free => Err(Damage::new(Kind::DoubleFree, address)),
+        match Self::chunk(span, address) {
+            Ok(_) => Damage::new(Kind::DoubleFree, address),
+            Err(damage) => damage,
         }
     }
 
@@ -496,7 +522,7 @@ impl Heap {
             return Err(Damage::new(Kind::UseAfterFree, address + at as u64));
         }
         block.check_red_zone()?;
-        self.give_back(block)?;
+        self.merge(block)?;
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks = (*self.header).blocks.saturating_sub(1) };
         Ok(())

@@ -1,7 +1,7 @@
 //! Free room: its lists, how blocks are cut from it, and how they become part of it again.
 
 use super::bins::{Bins, list_for, list_of};
-use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, POISON_MAX, State};
+use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
 use super::span::Span;
 use super::{Chunk, Damage, Heap, first_other};
 use crate::failure::Kind;
@@ -10,12 +10,6 @@ const STEP: u64 = GRAIN as u64;
 
 /// Rooms that are looked at in the list in which some are too small.
 const LOOKS: usize = 64;
-
-/// Bytes of a room that stays as it is when its block is given back: all of them are poisoned.
-const SMALL: usize = POISON_MAX;
-
-/// Small rooms for each page of the heap that are looked at before the heap grows.
-const JOINS: usize = 64;
 
 /// The two links of a room, in its first bytes.
 #[derive(Clone, Copy, Debug)]
@@ -161,9 +155,6 @@ impl Heap {
     /// Finds a room of at least `bytes`, and takes it out of its list. `None` when there is no memory.
     pub(super) fn find(&mut self, bytes: usize) -> Result<Option<Chunk>, Damage> {
         let mut found = self.look(bytes)?;
-        if found.is_none() && self.join()? {
-            found = self.look(bytes)?;
-        }
         if found.is_none() && self.grow(bytes)? {
             found = self.look(bytes)?;
         }
@@ -243,83 +234,40 @@ impl Heap {
         })
     }
 
-    /// Makes a freed block, whose poison is whole, free room. A small one stays as it is, for the next block of its size;
-    /// [`Heap::join`] makes it part of a larger one when that is wanted.
-    pub(super) fn give_back(&mut self, block: Chunk) -> Result<(), Damage> {
-        let (span, room) = (block.span, block.header.room());
+    /// Makes a freed block, whose poison is whole, part of the free room around it.
+    pub(super) fn merge(&mut self, block: Chunk) -> Result<(), Damage> {
+        let span = block.span;
+        let header = BLOCK_HEADER as u64;
+        let mut start = block.address;
+        let mut end = block.end();
+        let before = match span.starts().before(block.address) {
+            Some(address) => Some(Self::chunk(span, address)?),
+            None => None,
+        };
+        if before.is_some_and(|before| before.end() + header != block.address) {
+            return Err(Damage::corrupt(block.address));
+        }
+        let after = match block.end() {
+            end if end == span.end() => None,
+            end => Some(Self::chunk(span, end + header)?),
+        };
         // All of the block that retire() has poisoned in whole units.
         let poisoned = (block.poisoned().len() / GRAIN * GRAIN) as u64;
         span.fills()
             .set_range(block.address, block.address + poisoned);
-        if room <= SMALL {
-            return self.make_room(span, block.address, room);
-        }
-        let around = Self::around(&block)?;
-        self.merge(&block, around)
-    }
-
-    /// The free rooms before and after a chunk.
-    fn around(chunk: &Chunk) -> Result<[Option<Chunk>; 2], Damage> {
-        let (span, header) = (chunk.span, BLOCK_HEADER as u64);
-        let before = match span.starts().before(chunk.address) {
-            Some(address) => Some(Self::chunk(span, address)?),
-            None => None,
-        };
-        if before.is_some_and(|before| before.end() + header != chunk.address) {
-            return Err(Damage::corrupt(chunk.address));
-        }
-        let after = match chunk.end() {
-            end if end == span.end() => None,
-            end => Some(Self::chunk(span, end + header)?),
-        };
-        Ok([before, after].map(|chunk| chunk.filter(|chunk| chunk.state == State::Free)))
-    }
-
-    /// Makes a chunk that is in no list, and the free rooms around it, one room.
-    fn merge(&mut self, chunk: &Chunk, around: [Option<Chunk>; 2]) -> Result<(), Damage> {
-        let (span, header) = (chunk.span, BLOCK_HEADER as u64);
-        let [before, after] = around;
-        let (mut start, mut end) = (chunk.address, chunk.end());
-        if let Some(after) = after {
+        if let Some(after) = after.filter(|after| after.state == State::Free) {
             self.unlink(&after)?;
             span.starts().clear(after.address);
             fill(span, after.address - header, after.address + STEP);
             end = after.end();
         }
-        if let Some(before) = before {
+        if let Some(before) = before.filter(|before| before.state == State::Free) {
             self.unlink(&before)?;
-            span.starts().clear(chunk.address);
-            fill(span, chunk.address - header, chunk.address + STEP);
+            span.starts().clear(block.address);
+            fill(span, block.address - header, block.address);
             start = before.address;
         }
         self.make_room(span, start, (end - start) as usize)
-    }
-
-    /// Makes small rooms part of those next to them. It ends after some, so that its cost is bound to that of growing. False
-    /// if there were none.
-    fn join(&mut self) -> Result<bool, Damage> {
-        let pages = self.extents().iter().map(|extent| extent.pages as usize);
-        let mut left = pages.sum::<usize>() * JOINS;
-        let mut joined = false;
-        for of in 0..=list(SMALL) {
-            let mut at = self.head(of)?;
-            while let Some(room) = at {
-                if left == 0 {
-                    return Ok(joined);
-                }
-                left -= 1;
-                let around = Self::around(&room)?;
-                at = if around.iter().all(Option::is_none) {
-                    self.neighbours(&room)?.1
-                } else {
-                    self.unlink(&room)?;
-                    self.merge(&room, around)?;
-                    joined = true;
-                    self.head(of)?
-                };
-            }
-        }
-        Ok(joined)
     }
 
     /// Checks a room's links themselves. Whoever follows them looks at both ends.

@@ -53,11 +53,6 @@ impl Span {
         self.start + self.pages as u64 * PAGE
     }
 
-    /// Whether the address lies in the extent.
-    pub(super) fn contains(self, address: u64) -> bool {
-        (self.start..self.end()).contains(&address)
-    }
-
     /// Whether a chunk's bytes can begin at the address.
     pub(super) fn can_start(self, address: u64) -> bool {
         address >= self.first() + STEP && address < self.end() && address.is_multiple_of(STEP)

@@ -19,12 +19,20 @@ const ERRORS: [c_int; 6] = [
     libc::SIGABRT,
 ];
 
+/// Signals that the kernel sends to a thread for a system call of its own. Handled unless the server has said what they
+/// are to do; which may be to stay blocked.
+const SENT: [c_int; 3] = [libc::SIGPIPE, libc::SIGXFSZ, libc::SIGSYS];
+
+/// Those of errors, and the interrupt.
+const HANDLED: usize = ERRORS.len() + 1;
+
 /// What was installed before.
 struct Previous {
     suppress: bool,
-    signals: [c_int; 7],
-    actions: [libc::sigaction; 7],
-    /// The signals as a set.
+    /// The first [`HANDLED`], then those of [`SENT`].
+    signals: [c_int; HANDLED + SENT.len()],
+    actions: [libc::sigaction; HANDLED + SENT.len()],
+    /// The signals of errors and the interrupt as a set.
     set: libc::sigset_t,
 }
 
@@ -83,10 +91,11 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     }
     let suppress = std::env::var_os("VMSRS_SUPPRESSION").is_none_or(|value| value != "off");
     let interrupt = free_signal().map_err(failed())?;
-    let mut signals = [interrupt; 7];
+    let mut signals = [interrupt; HANDLED + SENT.len()];
     signals[..ERRORS.len()].copy_from_slice(&ERRORS);
+    signals[HANDLED..].copy_from_slice(&SENT);
     // SAFETY: all zero is a sigaction.
-    let mut actions = [unsafe { zeroed() }; 7];
+    let mut actions = [unsafe { zeroed::<libc::sigaction>() }; HANDLED + SENT.len()];
     for (action, &signal) in actions.iter_mut().zip(&signals) {
         *action = disposition(signal).map_err(failed())?;
     }
@@ -94,7 +103,7 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
     let set = unsafe {
         let mut set: libc::sigset_t = zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in signals {
+        for &signal in &signals[..HANDLED] {
             libc::sigaddset(&raw mut set, signal);
         }
         set
@@ -109,8 +118,9 @@ pub(crate) fn install(handler: Handler) -> Result<(), Error> {
         return Ok(());
     }
     HANDLER.store(handler as usize, Ordering::Relaxed);
-    for &signal in &previous.signals {
-        if !take(signal) {
+    for (place, &signal) in previous.signals.iter().enumerate() {
+        let is_default = previous.actions[place].sa_sigaction == libc::SIG_DFL;
+        if (place < HANDLED || is_default) && !take(signal) {
             return Err(failed()(io::Error::last_os_error()));
         }
     }
@@ -136,10 +146,10 @@ pub(crate) fn handler() -> usize {
     HANDLER.load(Ordering::Relaxed)
 }
 
-/// The signals that the library handles; none if it does not suppress errors.
+/// The signals of errors and the interrupt; none if the library does not suppress errors.
 pub(super) fn all_handled() -> &'static [c_int] {
     match PREVIOUS.get() {
-        Some(previous) if previous.suppress => &previous.signals,
+        Some(previous) if previous.suppress => &previous.signals[..HANDLED],
         _ => &[],
     }
 }
@@ -147,6 +157,17 @@ pub(super) fn all_handled() -> &'static [c_int] {
 /// Whether that is the library's handler.
 pub(super) fn is_ours(action: &libc::sigaction) -> bool {
     action.sa_sigaction == HANDLER.load(Ordering::Relaxed)
+}
+
+/// What a failure says whose signal the kernel has sent for a system call. The call's instruction, tried again, does not give
+/// another one.
+pub(crate) fn message(signal: c_int) -> Option<&'static [u8]> {
+    match signal {
+        libc::SIGPIPE => Some(b"SIGPIPE: a write that nobody can read any more"),
+        libc::SIGXFSZ => Some(b"SIGXFSZ: a write past the limit of files' sizes"),
+        libc::SIGSYS => Some(b"SIGSYS: a system call that is not allowed"),
+        _ => None,
+    }
 }
 
 /// What was installed for a signal before the library's handler.
@@ -278,7 +299,7 @@ pub(crate) fn blocked() -> Signals {
     Signals(mask)
 }
 
-/// The signals that the library handles. The kernel ends the process for an error whose signal is blocked, so
+/// The signals of errors and the interrupt. The kernel ends the process for an error whose signal is blocked, so
 /// threads with requests block none of them.
 pub(crate) fn handled() -> Signals {
     PREVIOUS

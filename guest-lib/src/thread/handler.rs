@@ -235,10 +235,13 @@ unsafe fn suppress(
         libc::SIGSEGV | libc::SIGBUS => Kind::Memory,
         libc::SIGFPE => Kind::Arithmetic,
         libc::SIGILL | libc::SIGTRAP => Kind::Instruction,
-        libc::SIGABRT => Kind::Abort,
-        _ => Kind::Deadline,
+        _ if signal == interrupt() => Kind::Deadline,
+        _ => Kind::Abort,
     };
     thread.note(kind, address, signal, info.si_code, noted);
+    if let Some(message) = signals::message(signal) {
+        thread.add_message(message);
+    }
     if thread.find_handler(pointer, blocked).is_some() {
         thread.marks.in_handler.set(true);
         thread.add_message(b"in a signal handler");
@@ -306,7 +309,7 @@ unsafe fn chain(
                 default.sa_sigaction = libc::SIG_DFL;
                 libc::sigaction(signal, &raw const default, ptr::null_mut());
             }
-            if sent {
+            if sent || signals::message(signal).is_some() {
                 // It is blocked now, and delivered when the handler has returned.
                 // SAFETY: sends this thread a signal.
                 unsafe { libc::raise(signal) };

@@ -3,20 +3,27 @@
  * Real errors that the C library, the compiler or the CPU detects, each in a request.
  *
  * `errors NAME [ROUNDS]` makes requests fail that way while another thread works. It exits with 0 if
- * each of them failed with the expected kind and the process goes on.
+ * each of them failed with the expected kind and the process goes on. With 0 rounds it makes the error
+ * outside of requests.
  */
 #define _GNU_SOURCE
 #undef NDEBUG
 #include <alloca.h>
 #include <assert.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <vmsrs.h>
 
@@ -286,6 +293,44 @@ static void destroy_the_stack_of_the_server(void)
 	write_to_null();
 }
 
+static void write_to_a_pipe_that_nobody_reads(void)
+{
+	int ends[2];
+
+	CHECK(pipe(ends) == 0);
+	close(ends[0]);
+	CHECK(write(ends[1], "x", 1) == 1);
+}
+
+static void write_past_the_limit_of_files(void)
+{
+	struct rlimit limit = { 4096, RLIM_INFINITY };
+	int file = memfd_create("file", 0);
+
+	CHECK(file >= 0 && setrlimit(RLIMIT_FSIZE, &limit) == 0);
+	CHECK(pwrite(file, "x", 1, 4096) == 1);
+}
+
+/* Has the kernel send SIGSYS for a call that nothing else here makes. */
+static void forbid_a_system_call(void)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getpriority, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { 4, filter };
+
+	CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+	CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+static void make_a_forbidden_system_call(void)
+{
+	syscall(SYS_getpriority, PRIO_PROCESS, 0);
+}
+
 struct error {
 	const char *name;
 	void (*commit)(void);
@@ -314,6 +359,9 @@ static const struct error errors[] = {
 	{ "truncated", read_past_the_end_of_a_file, VMSRS_KIND_MEMORY },
 	{ "recursion", recurse_endlessly, VMSRS_KIND_STACK_OVERFLOW },
 	{ "alloca", overflow_the_stack_by_alloca, VMSRS_KIND_STACK_OVERFLOW },
+	{ "pipe", write_to_a_pipe_that_nobody_reads, VMSRS_KIND_ABORT },
+	{ "file-size", write_past_the_limit_of_files, VMSRS_KIND_ABORT },
+	{ "filter", make_a_forbidden_system_call, VMSRS_KIND_ABORT },
 	{ "fail", fail_on_purpose, VMSRS_KIND_INVARIANT },
 	{ "red-zone", overrun_a_block, VMSRS_KIND_RED_ZONE },
 	{ "landing", destroy_the_stack_of_the_server, VMSRS_KIND_MEMORY },
@@ -431,8 +479,12 @@ int main(int count, char **arguments)
 	CHECK(pthread_create(&watcher, NULL, watch, &self) == 0);
 	if (!strcmp(error->name, "wrapped"))
 		wrap_the_handler();
+	if (!strcmp(error->name, "filter"))
+		forbid_a_system_call();
 	/* A hang fails the test. */
 	alarm(600);
+	if (count > 2 && !rounds)
+		error->commit();
 	for (int round = 0; round < rounds; round++) {
 		vmsrs_failure failure;
 

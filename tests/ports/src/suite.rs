@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use vmsrs_bed::project;
+use vmsrs_bed::{patience, project};
 
 use crate::build::Builds;
 use crate::plan::{Mode, SuiteFile};
 
-/// How long a file may take; the longest takes half a minute.
+/// How long a file may take, scaled by [`patience`]; the longest takes half a minute.
 const LIMIT: Duration = Duration::from_secs(180);
 /// The first port that tests use; each build has as many.
 const PORTS: u16 = 21_000;
@@ -149,12 +149,12 @@ fn one(place: &Path, mode: Mode, file: &str, port: u16, ports: u16) -> Result<Su
         .process_group(0)
         .spawn()
         .context("python3")?;
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), patience::scaled(LIMIT));
     let status = loop {
         if let Some(status) = python.try_wait()? {
             break Some(status);
         }
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             break None;
         }
         thread::sleep(Duration::from_millis(20));
@@ -170,7 +170,7 @@ fn one(place: &Path, mode: Mode, file: &str, port: u16, ports: u16) -> Result<Su
             let last: Vec<_> = text.lines().rev().take(2).collect();
             vec![last.join(" | ")]
         }
-        None => vec![format!("no end after {LIMIT:?}")],
+        None => vec![format!("no end after {limit:?}")],
     };
     Ok(result(mode, file, None, failures))
 }
