@@ -1333,7 +1333,7 @@ typedef struct vmsrs_lease_t {
 	const void *data;
 	/** Number of bytes. */
 	size_t length;
-	/** The library's. */
+	/** The library's: numbers that no other lease has, before or after. */
 	uint64_t state[3];
 } vmsrs_lease_t;
 
@@ -1367,7 +1367,7 @@ typedef struct vmsrs_lease_t {
  * @retval VMSRS_EUNCOMMITTED The request has changed the bytes.
  * @retval VMSRS_ELIMIT All leases together have more pages than the pool has
  *     frames, or those of pages that are not sealed yet more than an eighth of
- *     it.
+ *     it, or the process has 262,144 leases.
  * @retval VMSRS_EDAMAGED Content of the domain is lost.
  * @return Otherwise as vmsrs_run(). After each of these but VMSRS_OK the
  *     request has changed nothing.
@@ -1380,10 +1380,20 @@ int vmsrs_lease(const struct vmsrs_domain *domain, vmsrs_find_fn find,
  * Ends a lease. Can be called by any thread, also in requests; errno stays as
  * it is.
  *
- * @param lease The lease; it has no bytes afterwards. Nothing is done if it has
- *     none, or is null.
+ * Each lease is ended once, however many copies of the structure there are. It
+ * belongs outside of domains: a request that fails after it has ended a lease,
+ * whoever has taken it, has ended it for good; if the structure is in a domain
+ * it comes back, and what it tells of is gone. No request fails because of such
+ * a structure, and none is given up.
+ *
+ * @param lease The lease; it has no bytes afterwards, whatever this returns.
+ * @retval VMSRS_OK It is ended; or it had no bytes, or is null: nothing was to
+ *     be done.
+ * @retval VMSRS_EINVAL It is not a lease of this process's, or not any more: it
+ *     was ended by another copy, or belongs to the parent of a fork, or one of
+ *     its fields is wrong. Nothing is unmapped.
  */
-void vmsrs_lease_end(struct vmsrs_lease_t *lease);
+int vmsrs_lease_end(struct vmsrs_lease_t *lease);
 
 /*
  * Mutexes for what lies outside of domains

@@ -117,7 +117,7 @@ impl Backend for MockBackend {
         self.inner.domain_info(domain)
     }
 
-    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<View> {
         self.inner.lease(domain, address, length)
     }
 

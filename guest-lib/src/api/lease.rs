@@ -19,24 +19,21 @@ use std::ptr::NonNull;
 ///
 /// Without protection it is a copy.
 ///
+/// A lease belongs outside of domains: what a request that fails has done to one in a domain is undone, but a lease that it has ended
+/// stays ended. The value that comes back then is not a lease any more, and must not be read; it can be dropped, which does nothing.
+///
 /// A page of it whose memory the host has lost cannot be read: a system call gives `EFAULT`, and a direct access raises SIGBUS.
 pub struct Lease {
-    view: View,
-    first: NonNull<u8>,
-    length: usize,
+    /// Always there until it is dropped. A request may be cut short right then, and the value be used afterwards: it is empty.
+    view: Option<View>,
 }
-
-// SAFETY: nobody writes the bytes.
-unsafe impl Send for Lease {}
-// SAFETY: as above.
-unsafe impl Sync for Lease {}
 
 impl fmt::Debug for Lease {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Lease")
-            .field("first", &self.first)
-            .field("length", &self.length)
+            .field("first", &self.as_ptr())
+            .field("length", &self.len())
             .finish_non_exhaustive()
     }
 }
@@ -45,8 +42,7 @@ impl Deref for Lease {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: they are mapped as long as the lease lives, and never change.
-        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.length) }
+        self.view.as_ref().map_or(&[], View::bytes)
     }
 }
 
@@ -56,10 +52,17 @@ impl AsRef<[u8]> for Lease {
     }
 }
 
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // An interrupt would leave it mapped.
+        thread::uninterrupted(|| drop(self.view.take()));
+    }
+}
+
 impl Lease {
-    /// What C has of it: the first byte, the length, and what [`View::from_parts`] takes.
-    pub(crate) fn into_parts(self) -> (NonNull<u8>, usize, [u64; 3]) {
-        (self.first, self.length, self.view.into_parts())
+    /// What C has of it.
+    pub(crate) fn into_view(mut self) -> Option<View> {
+        self.view.take()
     }
 }
 
@@ -93,8 +96,8 @@ impl Domain {
     /// # Errors
     ///
     /// As [`Domain::run`]; and [`RunError::Refused`] with [`Error::Uncommitted`], with [`Error::Limit`] when all leases together have
-    /// more pages than the pool has frames, or those of pages that are not sealed yet more than an eighth of it, with
-    /// [`Error::Argument`] if the bytes are not the domain's, or [`Error::Damaged`]. The request is given up then.
+    /// more pages than the pool has frames, or those of pages that are not sealed yet more than an eighth of it, or the process has
+    /// 262,144 leases, with [`Error::Argument`] if the bytes are not the domain's, or [`Error::Damaged`]. The request is given up then.
     pub fn lease<E>(
         &'static self,
         find: impl FnOnce(&Request) -> Result<Option<NonNull<[u8]>>, E>,
@@ -122,11 +125,8 @@ impl Domain {
         let (address, length) = (bytes.as_ptr().cast::<u8>() as u64, bytes.len());
         thread.critical(|| {
             let leased = self.app().backend().lease(self.number(), address, length);
-            let (view, first) = leased.map_err(why(self))?;
             *taken = Some(Lease {
-                view,
-                first,
-                length,
+                view: Some(leased.map_err(why(self))?),
             });
             Ok(())
         })

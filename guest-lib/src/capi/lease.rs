@@ -5,7 +5,7 @@ use super::failure::note_failure;
 use crate::os::errno;
 use crate::os::view::View;
 use crate::thread::uninterrupted;
-use crate::{Domain, Request, RunError};
+use crate::{Domain, Lease, Request, RunError};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
 
@@ -33,7 +33,7 @@ pub struct CLease {
     pub data: *const c_void,
     /// Number of bytes.
     pub length: usize,
-    /// The library's.
+    /// The library's: numbers that no other lease has, before or after.
     pub state: [u64; 3],
 }
 
@@ -69,7 +69,7 @@ const NOTHING: CLease = CLease {
 /// @retval VMSRS_EINVAL A null pointer, or the bytes are not the domain's.
 /// @retval VMSRS_EUNCOMMITTED The request has changed the bytes.
 /// @retval VMSRS_ELIMIT All leases together have more pages than the pool has frames, or those of
-///   pages that are not sealed yet more than an eighth of it.
+///   pages that are not sealed yet more than an eighth of it, or the process has 262,144 leases.
 /// @retval VMSRS_EDAMAGED Content of the domain is lost.
 /// @return Otherwise as `vmsrs_run()`. After each of these but `VMSRS_OK` the request has
 ///   changed nothing.
@@ -112,18 +112,20 @@ pub unsafe extern "C" fn vmsrs_lease(
         Ok(first.map(|first| NonNull::slice_from_raw_parts(first, length)))
     });
     match leased {
-        Ok(Some(leased)) => {
-            let (first, length, state) = leased.into_parts();
-            let leased = CLease {
-                data: first.as_ptr().cast(),
-                length,
-                state,
-            };
-            // SAFETY: room for it by contract.
-            unsafe { lease.write(leased) };
+        Ok(leased) => {
+            if let Some(view) = leased.and_then(Lease::into_view) {
+                let (first, length, state) = view.into_parts();
+                let leased = CLease {
+                    data: first.as_ptr().cast(),
+                    length,
+                    state,
+                };
+                // SAFETY: room for it by contract.
+                unsafe { lease.write(leased) };
+            }
             VMSRS_OK
         }
-        Ok(None) | Err(RunError::GivenUp(())) => VMSRS_OK,
+        Err(RunError::GivenUp(())) => VMSRS_OK,
         Err(RunError::Failed(failure)) => {
             note_failure(failure);
             VMSRS_EFAILED
@@ -134,21 +136,37 @@ pub unsafe extern "C" fn vmsrs_lease(
 
 /// Ends a lease. Can be called by any thread, also in requests; `errno` stays as it is.
 ///
-/// @param lease The lease; it has no bytes afterwards. Nothing is done if it has none, or is null.
+/// Each lease is ended once, however many copies of the structure there are. It belongs outside of domains: a request that
+/// fails after it has ended a lease, whoever has taken it, has ended it for good; if the structure is in a domain it comes back, and what
+/// it tells of is gone. No request fails because of such a structure, and none is given up.
+///
+/// @param lease The lease; it has no bytes afterwards, whatever this returns.
+/// @retval VMSRS_OK It is ended; or it had no bytes, or is null: nothing was to be done.
+/// @retval VMSRS_EINVAL It is not a lease of this process's, or not any more: it was ended by another copy, or belongs to the
+///   parent of a fork, or one of its fields is wrong. Nothing is unmapped.
 ///
 /// # Safety
 ///
-/// `lease` is from `vmsrs_lease`, all zero, or null; nobody uses its bytes afterwards.
+/// `lease` can be written, or is null; nobody uses the bytes of the lease afterwards.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vmsrs_lease_end(lease: *mut CLease) {
+pub unsafe extern "C" fn vmsrs_lease_end(lease: *mut CLease) -> c_int {
     if lease.is_null() {
-        return;
+        return VMSRS_OK;
     }
     errno::kept(|| {
         // An interrupt would leave it mapped.
         uninterrupted(|| {
-            // SAFETY: a lease by contract, which nobody else has any more.
-            unsafe { drop(View::from_parts(lease.replace(NOTHING).state)) }
-        });
-    });
+            // SAFETY: it can be written by contract.
+            let ended = unsafe { lease.replace(NOTHING) };
+            match (NonNull::new(ended.data.cast_mut().cast()), ended.state) {
+                (None, [0, 0, 0]) if ended.length == 0 => VMSRS_OK,
+                (Some(first), state) => {
+                    // SAFETY: nobody uses its bytes by contract.
+                    let view = unsafe { View::from_parts(first, ended.length, state) };
+                    if view.end() { VMSRS_OK } else { VMSRS_EINVAL }
+                }
+                _ => VMSRS_EINVAL,
+            }
+        })
+    })
 }

@@ -13,6 +13,7 @@ pub(crate) mod frames;
 pub(crate) mod futex;
 pub(crate) mod identity;
 pub(crate) mod latch;
+mod live;
 pub(crate) mod loader;
 pub(crate) mod local;
 pub(crate) mod lock;

@@ -73,9 +73,8 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)>;
     /// Counts the pages of a domain.
     fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo>;
-    /// Keeps bytes of a domain readable as they are committed now, whatever becomes of the domain. Returns the pages that they are
-    /// in, and the address of the first byte there.
-    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)>;
+    /// Keeps bytes of a domain readable as they are committed now, whatever becomes of the domain. Returns a view of them.
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<View>;
     /// Finds or creates an extent.
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent>;
     /// Registers the calling thread, to be interrupted by `signal`. Its drafts may have the protection keys that have a

@@ -545,7 +545,7 @@ impl Backend for Device {
         Ok(argument)
     }
 
-    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<View> {
         let mut argument = IoctlLease {
             address,
             length: length as u64,
@@ -554,20 +554,9 @@ impl Backend for Device {
         };
         // SAFETY: the call's argument. Another app's file knows no page at that address.
         unsafe { self.call(IOCTL_LEASE, &raw mut argument) }?;
-        let page = u64::from(PAGE_SIZE);
-        let (start, end) = (
-            argument.address & !(page - 1),
-            argument.address + length as u64,
-        );
-        let mapped = end.next_multiple_of(page) - start;
-        let (Some(pages), Some(first)) = (
-            NonNull::new(start as *mut u8),
-            NonNull::new(argument.address as *mut u8),
-        ) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
-        // SAFETY: the driver has made the mapping for the caller, and it cannot be written.
-        Ok((unsafe { View::new(pages, mapped as usize) }, first))
+        let first = NonNull::new(argument.address as *mut u8).ok_or(io::ErrorKind::InvalidData)?;
+        // SAFETY: the driver has made the mapping for the caller, of the pages that they are in, and it cannot be written.
+        unsafe { View::new(first, length) }
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {

@@ -330,7 +330,7 @@ impl Backend for Unprotected {
     }
 
     /// A copy: there are no versions that could be kept.
-    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<(View, NonNull<u8>)> {
+    fn lease(&self, domain: u32, address: u64, length: usize) -> io::Result<View> {
         let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
         let offset = address.checked_sub(self.base).ok_or_else(invalid)?;
         let bytes = u64::from(PAGE_SIZE);
@@ -345,9 +345,7 @@ impl Backend for Unprotected {
         });
         let first = NonNull::new(address as *mut u8).filter(|_| known && length > 0);
         // SAFETY: an extent's pages can be read.
-        let view = unsafe { View::copy_of(first.ok_or_else(invalid)?, length) }?;
-        let first = view.first();
-        Ok((view, first))
+        unsafe { View::copy_of(first.ok_or_else(invalid)?, length) }
     }
 
     fn extent(&self, domain: u32, index: u32, pages: u32) -> io::Result<Extent> {

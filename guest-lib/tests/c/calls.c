@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <vmsrs.h>
 
 #include "check.h"
@@ -580,18 +582,159 @@ static void leases(void)
 	CHECK(vmsrs_lease(user, find_nothing, &nothing, &lease) == VMSRS_OK && !lease.data);
 	CHECK(vmsrs_lease(user, find_nothing, &given_up, &lease) == VMSRS_OK && !lease.data);
 	CHECK(vmsrs_lease(user, find_wildly, user, &lease) == VMSRS_EFAILED && !lease.data);
-	vmsrs_lease_end(&lease);
-	vmsrs_lease_end(NULL);
+	CHECK(vmsrs_lease_end(&lease) == VMSRS_OK);
+	CHECK(vmsrs_lease_end(NULL) == VMSRS_OK);
 	CHECK(vmsrs_lease(user, find, user, &lease) == VMSRS_OK);
 	CHECK(vmsrs_domain_delete(user) == VMSRS_OK);
 	CHECK(lease.length == 20000);
 	for (size_t i = 0; i < lease.length; i++)
 		CHECK(((const char *)lease.data)[i] == 'l');
 	errno = EXDEV;
-	vmsrs_lease_end(&lease);
+	CHECK(vmsrs_lease_end(&lease) == VMSRS_OK);
 	CHECK(errno == EXDEV && !lease.data && !lease.length);
-	vmsrs_lease_end(&lease);
+	CHECK(vmsrs_lease_end(&lease) == VMSRS_OK);
 	CHECK(vmsrs_lease(user, find, user, &lease) == VMSRS_EDELETED);
+}
+
+/* What a domain holds: a lease, which must not be there, and bytes to be leased. */
+struct kept {
+	vmsrs_lease_t lease;
+	char bytes[20000];
+};
+
+static int keep(vmsrs_request *request, void *argument)
+{
+	vmsrs_domain *user = argument;
+	struct kept *kept = vmsrs_alloc_zeroed(user, sizeof(*kept));
+
+	(void)request;
+	CHECK(kept && !vmsrs_set_root(user, kept));
+	memset(kept->bytes, 'k', sizeof(kept->bytes));
+	return 0;
+}
+
+static int find_kept(vmsrs_request *request, void *argument, const void **bytes, size_t *length)
+{
+	struct kept *kept = vmsrs_root(argument);
+
+	(void)request;
+	*bytes = kept->bytes;
+	*length = sizeof(kept->bytes);
+	return 0;
+}
+
+/* The lease that the requests below are about. */
+static vmsrs_lease_t theirs;
+
+static int put_lease(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	((struct kept *)vmsrs_root(argument))->lease = theirs;
+	return 0;
+}
+
+static int get_lease(vmsrs_request *request, void *argument)
+{
+	(void)request;
+	theirs = ((struct kept *)vmsrs_root(argument))->lease;
+	return 0;
+}
+
+static int end_kept(vmsrs_request *request, void *argument)
+{
+	struct kept *kept = vmsrs_root(argument);
+	int code;
+
+	(void)request;
+	errno = EXDEV;
+	code = vmsrs_lease_end(&kept->lease);
+	CHECK(errno == EXDEV && !kept->lease.data && !kept->lease.state[0] && !kept->lease.state[1] && !kept->lease.state[2]);
+	return code ? 100 - code : 0;
+}
+
+static int end_and_fail(vmsrs_request *request, void *argument)
+{
+	CHECK(end_kept(request, argument) == 0);
+	vmsrs_fail("with a lease that is ended");
+}
+
+/* The kernel can read all bytes of a lease. */
+static int is_there(const vmsrs_lease_t *lease)
+{
+	int ends[2], there;
+
+	CHECK(pipe(ends) == 0);
+	there = write(ends[1], lease->data, lease->length) == (ssize_t)lease->length;
+	close(ends[0]);
+	close(ends[1]);
+	return there;
+}
+
+/* What is ended a second time is not there any more, and what lies in its place is somebody else's. */
+static void stale_leases(void)
+{
+	vmsrs_domain *user;
+	vmsrs_lease_t copy, wrong, others;
+	int result, status;
+	pid_t child;
+
+	CHECK(vmsrs_domain_open(app, "stale", 5, &user) == VMSRS_OK);
+	CHECK(vmsrs_run(user, keep, user, NULL) == VMSRS_OK);
+
+	/* A copy. */
+	CHECK(vmsrs_lease(user, find_kept, user, &theirs) == VMSRS_OK);
+	copy = theirs;
+	CHECK(vmsrs_lease_end(&theirs) == VMSRS_OK);
+	CHECK(vmsrs_lease(user, find_kept, user, &others) == VMSRS_OK);
+	/* Or else the test shows nothing. */
+	CHECK(others.data == copy.data);
+	CHECK(vmsrs_lease_end(&copy) == VMSRS_EINVAL && !copy.data && is_there(&others));
+	CHECK(vmsrs_lease_end(&copy) == VMSRS_OK);
+
+	/* In a domain, where a request that fails brings it back. Without protection it has to be put there. */
+	CHECK(vmsrs_lease(user, find_kept, user, &theirs) == VMSRS_OK);
+	CHECK(vmsrs_run(user, put_lease, user, NULL) == VMSRS_OK);
+	CHECK(vmsrs_run(user, end_and_fail, user, NULL) == VMSRS_EFAILED);
+	CHECK(vmsrs_run(user, put_lease, user, NULL) == VMSRS_OK);
+	CHECK(vmsrs_lease(user, find_kept, user, &copy) == VMSRS_OK);
+	CHECK(copy.data == theirs.data);
+	CHECK(vmsrs_run(user, end_kept, user, &result) == VMSRS_OK && result == 100 - VMSRS_EINVAL);
+	CHECK(is_there(&copy) && is_there(&others));
+	CHECK(vmsrs_run(user, get_lease, user, NULL) == VMSRS_OK && !theirs.data);
+
+	/* With one wrong field. */
+	for (int field = 0; field < 6; field++) {
+		wrong = copy;
+		switch (field) {
+		case 0:
+			wrong.data = (const char *)copy.data + 4096;
+			break;
+		case 1:
+			wrong.length += 4096;
+			break;
+		case 5:
+			wrong = others;
+			wrong.state[1] = copy.state[1];
+			break;
+		default:
+			wrong.state[field - 2]++;
+		}
+		CHECK(vmsrs_lease_end(&wrong) == VMSRS_EINVAL && is_there(&copy) && is_there(&others));
+	}
+
+	/* In a child, which has leases of its own. */
+	child = fork();
+	if (!child) {
+		CHECK(vmsrs_lease(user, find_kept, user, &theirs) == VMSRS_OK);
+		wrong = copy;
+		CHECK(vmsrs_lease_end(&wrong) == VMSRS_EINVAL);
+		CHECK(vmsrs_lease_end(&others) == VMSRS_EINVAL && is_there(&theirs));
+		CHECK(vmsrs_lease_end(&theirs) == VMSRS_OK);
+		_exit(0);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	CHECK(is_there(&copy) && is_there(&others));
+	CHECK(vmsrs_lease_end(&copy) == VMSRS_OK && vmsrs_lease_end(&others) == VMSRS_OK);
 }
 
 int main(void)
@@ -644,6 +787,7 @@ int main(void)
 	deletion();
 	mutexes();
 	leases();
+	stale_leases();
 	invariants();
 	for (int code = VMSRS_EUNCOMMITTED; code <= VMSRS_OK; code++)
 		CHECK(strcmp(vmsrs_strerror(code), vmsrs_strerror(1)) != 0);

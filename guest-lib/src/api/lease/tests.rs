@@ -145,3 +145,43 @@ fn a_request_that_fails_after_it_has_found_leases_nothing() {
     drop(taken);
     assert!(!is_mapped(first));
 }
+
+#[test]
+fn a_lease_that_is_ended_again_unmaps_nothing() {
+    let app = MockBackend::app("ended again", |_| ());
+    let domain = app.domain("user").unwrap();
+    set(domain, 1);
+    let lease = || {
+        let leased = domain.lease(|request| Ok::<_, Error>(root(request)));
+        leased.unwrap().unwrap()
+    };
+    let first = lease();
+    // As a domain has one that a request has dropped before it failed.
+    // SAFETY: nobody reads it after the other one is dropped.
+    let stale = unsafe { std::ptr::read(&raw const first) };
+    drop(first);
+    let others: Vec<_> = (0..50).map(|_| lease()).collect();
+    drop(stale);
+    for other in &others {
+        assert_eq!(&**other, [1; SIZE]);
+    }
+}
+
+#[test]
+fn a_request_that_is_cut_short_after_it_has_dropped_a_lease_leaves_none() {
+    let app = MockBackend::app("cut short in a drop", |_| ());
+    let domain = app.domain("user").unwrap();
+    set(domain, 1);
+    let mut lease = domain
+        .lease(|request| Ok::<_, Error>(root(request)))
+        .unwrap();
+    assert!(lease.is_some());
+    let late = domain.run(|_| {
+        thread::current().unwrap().set_pending(true);
+        lease = None;
+        Ok::<_, Error>(())
+    });
+    assert!(matches!(late, Err(RunError::Failed(failure)) if failure.kind == Kind::Deadline));
+    // It was dropped where it is, but not yet replaced.
+    assert_eq!(lease.as_deref(), Some(&[][..]));
+}

@@ -26,6 +26,7 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
         ("threads", threads),
         ("limit", limit),
         ("mapping", mapping),
+        ("again", again),
         ("other", other),
         ("die", die),
         ("look", look),
@@ -34,7 +35,9 @@ pub(super) const BEHAVIOUR: Behaviour = Behaviour {
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run_steps(&["versions", "gone", "written", "threads", "limit", "mapping"])?;
+    guest.run_steps(&[
+        "versions", "gone", "written", "threads", "limit", "mapping", "again",
+    ])?;
     for _ in 0..2 {
         let answer = guest.step("die", "")?;
         ensure!(
@@ -409,6 +412,52 @@ fn mapping(_: &str) -> Result<()> {
     app.flush()?;
     check(&lease, 5)?;
     send(&lease, 5)
+}
+
+/// A domain has a lease, against the rules: a request ends it and fails, so it is there again, and another one ends it.
+fn again(_: &str) -> Result<()> {
+    let app = open()?;
+    let [user, others] = [app.domain("again")?, app.domain("again others")?];
+    set(others, 8)?;
+    let first = lease(others)?;
+    let address = first.as_ptr();
+    user.run(|request| {
+        let kept = NonNull::from(request.alloc(first)?);
+        request.set_root(Some(kept))
+    })?;
+    // SAFETY: the block has a lease, or what a rollback has made of one, which can be dropped.
+    let end = |request: &Request| unsafe {
+        request
+            .root::<Lease>()
+            .expect("it is there")
+            .drop_in_place();
+    };
+    let failed = user.run(|request| {
+        end(request);
+        request.fail("on purpose");
+        #[expect(unreachable_code, reason = "for the type")]
+        Ok::<_, Error>(())
+    });
+    ensure!(matches!(failed, Err(RunError::Failed(_))), "{failed:?}");
+    let mut leases = vec![lease(others)?];
+    while leases.last().expect("there is one").as_ptr() != address {
+        ensure!(leases.len() < 10, "no lease is where the first one was");
+        leases.push(lease(others)?);
+    }
+    user.run(|request| {
+        end(request);
+        Ok::<_, Error>(())
+    })?;
+    for lease in &leases {
+        send(lease, 8)?;
+        check(lease, 8)?;
+    }
+    drop(leases);
+    user.delete()?;
+    others.delete()?;
+    let kept = frames_kept(app)?;
+    ensure!(kept == 0, "{kept} frames are kept for no lease");
+    Ok(())
 }
 
 fn other(_: &str) -> Result<()> {
