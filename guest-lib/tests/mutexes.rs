@@ -1,10 +1,21 @@
 //! Mutexes that are released when their request fails.
 
 mod common;
+#[path = "common/compiled.rs"]
+mod compiled;
 
 use common::{domain, failure, null_write, success};
+use compiled::Program;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmsrs::{Error, Kind, Mutex, Request, RunError};
+
+/// Runs that part of the program.
+fn in_c(mode: &str) {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| Program::compile("cc", &[], "tests/c/mutexes.c"));
+    program.succeed(&[mode]);
+}
 
 /// Two numbers that are the same unless somebody is at work on them.
 struct Pair(u64, u64);
@@ -114,4 +125,107 @@ fn a_member_of_a_failed_request_releases_its_own() {
     OTHERS
         .try_with(|pair| assert_eq!((pair.0, pair.1), (1, 1)))
         .unwrap();
+}
+
+#[test]
+fn a_mutex_is_released_when_the_defer_or_the_repair_fails_that_has_locked_it() {
+    in_c("defers");
+    in_c("nested");
+    in_c("left");
+    in_c("member");
+}
+
+#[test]
+fn repairs_that_lock_each_others_mutexes_and_fail_come_to_an_end() {
+    in_c("cycles");
+}
+
+#[test]
+fn a_defer_that_returns_with_a_mutex_locked_leaves_it_to_its_thread() {
+    in_c("returns");
+}
+
+#[test]
+fn mutexes_that_requests_have_left_locked_take_no_places() {
+    in_c("places");
+}
+
+#[test]
+fn a_repair_that_never_ends_is_cut_short() {
+    in_c("endless");
+}
+
+/// Its end is an error, in the middle of a panic.
+struct Wild;
+
+impl Drop for Wild {
+    fn drop(&mut self) {
+        null_write();
+    }
+}
+
+/// Has a panic that is cut short while frames are unwound.
+fn cut_a_panic_short() {
+    let failure = failure(domain(), |_| {
+        let _wild = Wild;
+        panic!("on purpose");
+    });
+    assert_eq!(failure.kind, Kind::Memory);
+}
+
+#[test]
+fn a_panic_that_was_cut_short_has_no_later_value_put_right() {
+    static LIST: Mutex<Vec<u32>> = Mutex::new(Vec::new(), Vec::clear);
+    let domain = domain();
+    for round in 0..3 {
+        cut_a_panic_short();
+        success(domain, |_| LIST.with(|list| list.push(round)).unwrap());
+        success(domain, |_| {
+            LIST.with(|list| assert_eq!(*list, [round])).unwrap();
+        });
+        // A panic in the middle is seen as ever.
+        failure(domain, |_| {
+            let _ = LIST.with(|_| panic!("in the middle"));
+        });
+        LIST.with(|list| assert!(list.is_empty())).unwrap();
+    }
+}
+
+#[test]
+fn a_panic_that_was_cut_short_keeps_no_domain_entered() {
+    let (domain, shared) = (domain(), domain());
+    for _ in 0..3 {
+        cut_a_panic_short();
+        success(domain, |request| {
+            drop(request.enter(shared).unwrap());
+            drop(request.enter(shared).unwrap());
+        });
+        assert!(!std::thread::panicking());
+    }
+}
+
+/// Runs requests while its thread is panicking.
+struct RunsRequests;
+
+impl Drop for RunsRequests {
+    fn drop(&mut self) {
+        let shared = domain();
+        cut_a_panic_short();
+        success(domain(), |request| {
+            drop(request.enter(shared).unwrap());
+            drop(request.enter(shared).unwrap());
+        });
+        assert!(std::thread::panicking());
+    }
+}
+
+#[test]
+fn a_panic_of_the_server_in_which_requests_run_goes_on() {
+    for _ in 0..3 {
+        let outcome = std::panic::catch_unwind(|| {
+            let _runs = RunsRequests;
+            panic!("the server's");
+        });
+        assert!(outcome.is_err() && !std::thread::panicking());
+    }
 }

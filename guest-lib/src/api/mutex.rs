@@ -5,7 +5,7 @@ use crate::os::identity::thread_number;
 use crate::os::mutex::RawMutex;
 use crate::run::left::working;
 use crate::thread::mutexes::Repair;
-use crate::thread::{self, Phase, Thread, uninterrupted};
+use crate::thread::{self, Thread, uninterrupted};
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::fmt;
@@ -16,9 +16,9 @@ fn me() -> u32 {
     thread::current().map_or_else(thread_number, Thread::number)
 }
 
-/// The calling thread, if it works for a request.
+/// The calling thread, if it works for a request, or runs its defers.
 fn in_request() -> Option<&'static Thread> {
-    working().filter(|thread| thread.phase() == Phase::Running)
+    working().filter(|thread| thread.can_divert())
 }
 
 /// Takes the mutex for the calling thread; with a wait, unless that is 0.
@@ -85,7 +85,8 @@ pub(crate) fn unlock(mutex: &RawMutex) -> Result<(), Error> {
 
 /// A mutex for what lies outside of domains and is shared by requests: a cache, a table of connections. Unlike another mutex, which
 /// a failed request leaves locked for ever, this one is released when the request fails or is given up that has locked it,
-/// after `repair` has put right what it guards. That runs like a defer: outside of the request, when its domains are free.
+/// after `repair` has put right what it guards. That runs like a defer: outside of the request, when its domains are free. It is cut
+/// short after 5 seconds. Mutexes that a defer or a repair has locked are released if that fails.
 ///
 /// What it guards is not restored: `repair` finds it as the request has left it, perhaps in the middle of a change, or with what
 /// a stray write has done to it. Where that can be, keep it in a domain.
@@ -141,10 +142,14 @@ impl<T: Send> Mutex<T> {
     fn with_lock<R>(&'static self, wait: bool, code: impl FnOnce(&mut T) -> R) -> Result<R, Error> {
         let argument = ptr::from_ref(self).cast_mut().cast();
         lock(&self.raw, Some(Self::repair_raw), argument, wait)?;
-        let locked = Locked(self);
+        let mut locked = Locked {
+            mutex: self,
+            unwinds: true,
+        };
         // SAFETY: the thread has the mutex until `locked` is dropped. Where this is cut short, the frames are abandoned before the
         // library releases it.
         let value = code(unsafe { &mut *self.value.get() });
+        locked.unwinds = false;
         drop(locked);
         Ok(value)
     }
@@ -158,12 +163,16 @@ impl<T: Send> Mutex<T> {
 }
 
 /// A [`Mutex`] that the calling thread has locked.
-struct Locked<T: Send + 'static>(&'static Mutex<T>);
+struct Locked<T: Send + 'static> {
+    mutex: &'static Mutex<T>,
+    /// Unless the code has returned. `std::thread::panicking` is about the thread, and may be about another panic.
+    unwinds: bool,
+}
 
 impl<T: Send> Drop for Locked<T> {
     fn drop(&mut self) {
-        let Self(mutex) = self;
-        if std::thread::panicking() {
+        let mutex = self.mutex;
+        if self.unwinds {
             // SAFETY: the thread has the mutex, and what used the value has unwound.
             (mutex.repair)(unsafe { &mut *mutex.value.get() });
         }

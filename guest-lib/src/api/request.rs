@@ -12,6 +12,7 @@ use crate::run::request::Request;
 use crate::state::deferred::Deferred;
 use crate::state::domain::Domain;
 use crate::thread::arena::Arena;
+use crate::thread::panics::Before;
 use crate::thread::{self, Thread};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -28,6 +29,7 @@ use vmsrs_protocol::shared::HELD_MAX;
 pub struct Entered<'request> {
     request: &'request Request,
     domain: &'static Domain,
+    before: Before,
 }
 
 impl Entered<'_> {
@@ -63,7 +65,7 @@ impl Entered<'_> {
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         // A panic on its way out discards everything: nothing is committed then.
-        if !std::thread::panicking() {
+        if !self.before.is_unwinding() {
             // On an error the domain stays held, and commits or fails with the request.
             let _ = self.request.leave_unguarded(self.domain);
         }
@@ -136,6 +138,7 @@ impl Request {
         Ok(Entered {
             request: self,
             domain,
+            before: Before::now(),
         })
     }
 

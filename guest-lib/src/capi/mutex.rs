@@ -8,7 +8,9 @@ use std::ffi::{c_int, c_void};
 /// Puts right what a mutex guards, after its request has failed.
 ///
 /// It runs like a deferred function, with the mutex still locked. What the mutex guards is as
-/// the request has left it.
+/// the request has left it, which may be a list with a cycle: one that has not ended after 5
+/// seconds is aborted. An error in it ends it alone. In both cases the mutex is released, with
+/// those that the function has locked itself.
 ///
 /// @param argument What the mutex was initialised with.
 pub type RepairFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;

@@ -1,6 +1,6 @@
 //! Ending a request that its thread has left by `longjmp`.
 
-use super::defer::run_defers;
+use super::defer::{release_left, run_defers};
 use super::restore::{Cut, restore};
 use super::{Stop, failed, failed_member};
 use crate::error::Error;
@@ -71,10 +71,17 @@ fn end(thread: &Thread) {
         }
         return;
     }
-    // It was over: only its defers may be left.
+    // It was over: only its mutexes and defers may be left.
     thread.note_failure(Kind::ThreadDeath, 0, LEFT);
+    thread.land_in_defer();
     restore(thread, &Cut::latest(thread));
     thread.state().latch.reset();
+    release_left(thread);
+    if thread.has_joined() {
+        // The defers are those of the thread that owns the request.
+        thread.leave();
+        return;
+    }
     run_defers(thread, thread.state());
     thread.go_idle();
 }

@@ -1,5 +1,5 @@
 //! What Rust's library keeps of a panic that was cut short in its hook, or before it, where the message is made: that the thread is
-//! in a hook, in which another panic would abort; and its locks, for which every later panic would wait.
+//! in a hook, in which another panic would abort; that it is panicking; and its locks, for which every later panic would wait.
 
 use super::aside;
 use super::end::abort_process;
@@ -18,6 +18,9 @@ pub(super) fn put_right(thread: &Thread, ran: bool) {
     // not where the thread is in a hook. So nothing changes for a panic that was cut short while frames were unwound.
     aside::run(thread, &mut || {
         let _ = catch_unwind(|| resume_unwind(Box::new(())));
+    });
+    thread.discount_panics(|work| {
+        aside::run(thread, work);
     });
     if ran && !locks_work() {
         abort_process(b"vmsrs: a panic hook that was cut short has left a lock of Rust's library");

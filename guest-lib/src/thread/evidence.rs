@@ -102,8 +102,11 @@ pub(crate) fn install() {
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |information| {
-            save_panic_stack();
             let thread = current().filter(|thread| thread.can_divert());
+            if thread.is_some_and(|thread| !thread.note_panic()) {
+                return;
+            }
+            save_panic_stack();
             let note = |runs| {
                 if let Some(thread) = thread {
                     thread.in_hook.set(runs);

@@ -5,7 +5,7 @@
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
 
-use super::{Phase, Thread, current};
+use super::{Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::signals::{self, Handler, Signals, disposition, interrupt, write_stderr};
@@ -252,7 +252,7 @@ fn goes_on(
         }
         return true;
     }
-    if thread.phase() != Phase::Running || thread.is_critical() {
+    if !thread.can_be_cut() || thread.is_critical() {
         thread.set_pending(true);
         return true;
     }

@@ -61,9 +61,18 @@ impl Thread {
         value
     }
 
+    /// Whether an interrupt cuts short what runs now: the request's function, or a defer that has a limit. Async-signal-safe.
+    pub(crate) fn can_be_cut(&self) -> bool {
+        match self.phase() {
+            Phase::Running => true,
+            Phase::Deferring => self.marks.limited.get(),
+            Phase::Outside => false,
+        }
+    }
+
     /// Fails the request if an interrupt waits, or another thread of it has failed.
     pub(crate) fn act_on_pending(&self) {
-        if !self.is_critical() && self.phase() == Phase::Running && self.must_abort() {
+        if !self.is_critical() && self.can_be_cut() && self.must_abort() {
             self.set_pending(false);
             fail_request(Kind::Deadline, 0, &[]);
         }
@@ -97,7 +106,12 @@ impl Thread {
     pub(crate) fn land(&self) {
         self.marks.landed.set(true);
         self.state().members.take_back(self.number);
-        // An error, unlike an interrupt, cuts critical code short.
+        self.land_in_defer();
+    }
+
+    /// What was cut short, a request or one of its defers, may have been critical: an error, unlike an interrupt, cuts that
+    /// short too.
+    pub(crate) fn land_in_defer(&self) {
         self.marks.critical.set(0);
         self.marks.pending.set(false);
         self.marks.single_stepping.set(false);
@@ -188,6 +202,7 @@ impl Thread {
         // It may hang in the C library itself.
         self.marks.waited.set(RETRIES);
         self.marks.pending.set(false);
+        self.marks.limited.set(true);
         self.deadline.set(now() + limit.as_nanos() as u64);
         self.alarm.set(self.number, signals::interrupt(), limit)
     }
@@ -196,6 +211,7 @@ impl Thread {
     pub(crate) fn clear_limit(&self) {
         self.alarm.stop();
         self.deadline.set(0);
+        self.marks.limited.set(false);
     }
 
     /// From here on the driver does not enforce the request's deadline.

@@ -16,6 +16,7 @@ mod landing;
 mod left;
 pub(crate) mod mutexes;
 pub(crate) mod open;
+pub(crate) mod panics;
 mod quiet;
 pub(crate) mod record;
 mod registry;
@@ -41,6 +42,7 @@ use crate::thread::arena::Arena;
 use crate::thread::evidence::SavedStack;
 use crate::thread::found::Found;
 use crate::thread::mutexes::Mutexes;
+use crate::thread::panics::Panics;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -77,8 +79,8 @@ struct Marks {
     single_stepping: Cell<bool>,
     /// The app keeps no versions of pages: nothing says what a request has written.
     unprotected: Cell<bool>,
-    /// Nothing: without it there would be a gap, whose content nobody sets.
-    _gap: Cell<bool>,
+    /// What runs now has a limit of time: see [`Thread::set_limit`].
+    limited: Cell<bool>,
     /// Above 0: interrupts wait until it is 0 again.
     critical: Cell<u16>,
     /// Times that an interrupt has waited for the thread to leave the C library.
@@ -142,6 +144,7 @@ pub(crate) struct Thread {
     record: Record,
     /// The stack of its latest panic in a request.
     panic: Cell<Option<SavedStack>>,
+    panics: Panics,
     /// A panic hook runs in the request.
     in_hook: Cell<bool>,
     /// `CLOCK_MONOTONIC` nanoseconds at which the request is over its deadline, or 0.

@@ -16,6 +16,7 @@ use crate::state::domain::App;
 use crate::thread::arena::Arena;
 use crate::thread::found::Found;
 use crate::thread::mutexes::Mutexes;
+use crate::thread::panics::Panics;
 use crate::thread::record::Record;
 use crate::thread::stack::Stack;
 use std::cell::{Cell, UnsafeCell};
@@ -205,6 +206,7 @@ impl Thread {
             // SAFETY: as above.
             written: unsafe { Written::new(registration.written) },
             panic: Cell::new(None),
+            panics: Panics::default(),
             in_hook: Cell::new(false),
             left: Cell::new((0, 0)),
             counted: Cell::new(0),
