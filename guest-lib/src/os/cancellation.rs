@@ -144,6 +144,7 @@ pub(super) fn newest_cleanup() -> u64 {
 
 /// Takes the elements in abandoned frames off the first list, the newest first, and gives the address and the routine of
 /// each to `take`. `frame` says where an element of that many bytes lies.
+#[inline]
 pub(crate) fn drop_dead_cleanups(
     frame: impl Fn(u64, usize) -> Frame,
     mut take: impl FnMut(u64, Routine),
@@ -185,6 +186,7 @@ pub(crate) fn drop_dead_cleanups(
 }
 
 /// Takes elements in abandoned frames off the second list, without running anything: they are the server's.
+#[inline]
 pub(crate) fn drop_dead_unwindings(frame: impl Fn(u64, usize) -> Frame) {
     let mut element = Unwinding {
         registers: [0; 8],

@@ -39,6 +39,16 @@ impl Place {
         self.1.store(code.end, Ordering::Relaxed);
     }
 
+    /// Has it reach as far as that code, too.
+    fn widen(&self, code: &Range<u64>) {
+        let start = match self.0.load(Ordering::Relaxed) {
+            0 => code.start,
+            start => start.min(code.start),
+        };
+        let end = self.1.load(Ordering::Relaxed).max(code.end);
+        self.set(&(start..end));
+    }
+
     fn is_set(&self) -> bool {
         self.1.load(Ordering::Relaxed) != 0
     }
@@ -50,6 +60,9 @@ impl Place {
 
 /// The code of all of them.
 static CODE: [Place; 8] = [const { Place::none() }; 8];
+
+/// From the first of them to the last. A program's own code is mostly elsewhere.
+static ALL: Place = Place::none();
 
 /// Of these, that of the C library.
 static C_LIBRARY: Place = Place::none();
@@ -136,6 +149,7 @@ fn fill<'a>(
             && let Some(place) = places.next()
         {
             place.set(&code);
+            ALL.widen(&code);
         }
     });
 }
@@ -158,7 +172,9 @@ fn first_function() -> u64 {
 
 /// Whether an instruction is in this code. Async-signal-safe.
 pub(crate) fn contains(instruction: u64) -> bool {
-    CODE.iter().any(|place| place.contains(instruction)) || is_in_allocator(instruction)
+    let is_in_code =
+        || ALL.contains(instruction) && CODE.iter().any(|place| place.contains(instruction));
+    is_in_code() || is_in_allocator(instruction)
 }
 
 /// Whether an instruction is in the C library itself, or in the dynamic linker. Not in a statically linked program whose allocator
@@ -226,6 +242,7 @@ fn is_steppable(next: [u8; 3], number: u64) -> bool {
 
 /// Whether a request that ended there may have left the heap locked. Where the allocator is part of the program, any
 /// may.
+#[inline]
 pub(crate) fn is_suspect(signal: i32, instruction: u64) -> bool {
     signal == libc::SIGABRT || contains(instruction) || ALLOCATOR_IN_PROGRAM.load(Ordering::Relaxed)
 }

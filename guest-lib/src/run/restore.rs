@@ -7,25 +7,34 @@ use super::{panic_hook, trial};
 use crate::os::unwind::Registers;
 use crate::os::{clib, loader, signals, streams};
 use crate::thread::{LEFT, Thread};
-use vmsrs_protocol::incident::REG_RIP;
+use vmsrs_protocol::incident::{REG_RIP, REG_RSP};
 
 /// Where something was cut short.
 pub(super) struct Cut {
     /// The signal that told the error, or 0.
     signal: i32,
     instruction: u64,
-    registers: Registers,
     is_in_c_library: bool,
+    /// It was on another stack than the request's.
+    is_elsewhere: bool,
+    /// Of either of these.
+    registers: Option<Registers>,
 }
 
 impl Cut {
     /// By the thread's latest error.
     pub(super) fn latest(thread: &Thread) -> Self {
-        thread.with_record(|record| Self {
-            signal: record.signal,
-            instruction: record.registers[REG_RIP],
-            registers: registers(record),
-            is_in_c_library: is_in_c_library(record),
+        thread.with_record(|record| {
+            let is_in_c_library = is_in_c_library(record);
+            let is_elsewhere =
+                record.signal != 0 && thread.was_elsewhere(record.registers[REG_RSP]);
+            Self {
+                signal: record.signal,
+                instruction: record.registers[REG_RIP],
+                is_in_c_library,
+                is_elsewhere,
+                registers: (is_in_c_library || is_elsewhere).then(|| registers(record)),
+            }
         })
     }
 }
@@ -39,10 +48,12 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
     }
     let run = |work: &mut dyn FnMut()| aside::run(thread, work) == Aside::Done;
     let spare = thread.keep_signal_stack();
-    thread.find_frames(&cut.registers, run);
+    if let Some(registers) = cut.registers.as_ref().filter(|_| cut.is_elsewhere) {
+        thread.find_frames(registers, run);
+    }
     thread.restore(run);
-    if cut.is_in_c_library {
-        leave_c_library(thread, &cut.registers);
+    if let Some(registers) = cut.registers.as_ref().filter(|_| cut.is_in_c_library) {
+        leave_c_library(thread, registers);
     }
     loader::unlock(thread.number());
     if signal != 0 && clib::is_in_linker(instruction) {
@@ -64,7 +75,9 @@ pub(super) fn restore(thread: &Thread, cut: &Cut) {
             streams::drop_dead(|address, bytes| thread.is_dead(address, bytes));
         });
     }
-    thread.forget_frames(spare.as_ref());
+    if cut.is_elsewhere || spare.is_some() {
+        thread.forget_frames(spare.as_ref());
+    }
     let was_in_hook = thread.take_hook();
     if was_in_hook || std::thread::panicking() {
         panic_hook::put_right(thread, was_in_hook);

@@ -12,6 +12,7 @@ use vmsrs_protocol::ioctl::IoctlFail;
 const ROOM: usize = 16 * 1024;
 
 /// The registers at the error of that record.
+#[cold]
 pub(super) fn registers(record: &IoctlFail) -> unwind::Registers {
     let register = |number: usize| record.registers[number];
     unwind::Registers {
@@ -32,6 +33,7 @@ pub(super) fn is_in_c_library(record: &IoctlFail) -> bool {
 }
 
 /// Unwinds its functions. Not where one of them has called the server back.
+#[cold]
 pub(super) fn leave_c_library(thread: &Thread, registers: &unwind::Registers) {
     if !thread.has_room_at(registers.rsp, ROOM) {
         return;

@@ -39,6 +39,7 @@ impl Thread {
     }
 
     /// Notes that the thread was cut short on its stack for signal handlers, if it was. Async-signal-safe.
+    #[inline]
     pub(super) fn note_signal_stack(&self, stack: &libc::stack_t) {
         let low = stack.ss_sp as u64;
         let bounds = (low, low + stack.ss_size as u64);
@@ -50,16 +51,23 @@ impl Thread {
 
     /// Whether it was: then signals wait, whose handlers would overwrite its frames. Async-signal-safe.
     pub(super) fn was_cut_on_signal_stack(&self) -> bool {
-        self.abandoned().cut_on.get() != NONE
+        self.abandoned().cut_on.get().1 != 0
     }
 
     /// Gives the thread another stack for signal handlers, if it was cut short on the one that it has, and lets signals come again.
     /// Nothing is known of the frames there if there is no memory.
+    #[inline]
     pub(crate) fn keep_signal_stack(&self) -> Option<Region> {
-        let bounds = self.abandoned().cut_on.replace(NONE);
-        if bounds == NONE {
-            return None;
+        if self.was_cut_on_signal_stack() {
+            self.replace_signal_stack()
+        } else {
+            None
         }
+    }
+
+    #[cold]
+    fn replace_signal_stack(&self) -> Option<Region> {
+        let bounds = self.abandoned().cut_on.replace(NONE);
         let spare = Region::new(SPARE)
             .ok()
             .filter(|spare| signals::enter_signal_stack(spare).is_ok());
@@ -71,17 +79,27 @@ impl Thread {
     }
 
     /// The same for a thread whose frames there are nobody's business.
+    #[inline]
     pub(crate) fn admit_late_signals(&self) {
-        if self.abandoned().cut_on.replace(NONE) != NONE {
+        if self.was_cut_on_signal_stack() {
+            self.abandoned().cut_on.set(NONE);
             self.admit_signals();
         }
     }
 
     pub(super) fn has_spare_signal_stack(&self) -> bool {
-        self.abandoned().signal_stack.get() != NONE
+        self.abandoned().signal_stack.get().1 != 0
     }
 
-    /// Finds the frames of the code that was cut short, if they are not on the request stack. `run` as for [`Thread::restore`].
+    /// Whether code with that stack pointer was on another stack than the request's.
+    #[inline]
+    pub(crate) fn was_elsewhere(&self, pointer: u64) -> bool {
+        let stack = self.stack_region();
+        stack.is_some_and(|stack| !stack.holds(pointer, 0) && !stack.is_below(pointer))
+    }
+
+    /// Finds the frames of the code that was cut short, and was elsewhere. `run` as for [`Thread::restore`].
+    #[cold]
     pub(crate) fn find_frames(
         &self,
         registers: &Registers,
@@ -91,9 +109,8 @@ impl Thread {
             return;
         };
         let pointer = registers.rsp;
-        let is_known = stack.holds(pointer, 0) || stack.is_below(pointer);
         let is_overwritten = !self.has_spare_signal_stack() && self.signal_stack.holds(pointer, 0);
-        if is_known || is_overwritten || self.own_stack().contains(&pointer) {
+        if is_overwritten || self.own_stack().contains(&pointer) {
             return;
         }
         let was_on_request_stack = Cell::new(false);
@@ -133,6 +150,7 @@ impl Thread {
     }
 
     /// Nothing is left to be done about these frames, and the thread has its stack for signal handlers again.
+    #[cold]
     pub(crate) fn forget_frames(&self, spare: Option<&Region>) {
         self.abandoned().frames.set(Frames::default());
         self.abandoned().signal_stack.set(NONE);

@@ -217,15 +217,9 @@ impl Thread {
             Some(stack) if is_inside(stack) => pointer,
             _ => u64::MAX,
         };
-        cancellation::drop_dead_cleanups(frame, |address, routine: Routine| {
-            let is_intact = address >= intact || self.is_elsewhere(address, size_of::<u64>());
-            if is_intact && clib::contains(routine.address()) {
-                // SAFETY: nothing runs on the request stack before the request is over.
-                run(&mut || unsafe {
-                    condition::run(&routine, |address, bytes| {
-                        self.frame(address, bytes) == Frame::Dead
-                    });
-                });
+        cancellation::drop_dead_cleanups(frame, |address, routine| {
+            if address >= intact || self.is_elsewhere(address, size_of::<u64>()) {
+                self.clean_up(&routine, &run);
             }
         });
         look.cancellation.set();
@@ -243,20 +237,42 @@ impl Thread {
         }
     }
 
+    /// Runs a routine of the C library that abandoned code has asked for.
+    #[cold]
+    fn clean_up(&self, routine: &Routine, run: &dyn Fn(&mut dyn FnMut()) -> bool) {
+        if clib::contains(routine.address()) {
+            // SAFETY: nothing runs on the request stack before the request is over.
+            run(&mut || unsafe {
+                condition::run(routine, |address, bytes| {
+                    self.frame(address, bytes) == Frame::Dead
+                });
+            });
+        }
+    }
+
     /// Whether that many bytes lie in an abandoned frame, when the request has been cut short.
     pub(crate) fn is_dead(&self, address: u64, bytes: usize) -> bool {
         self.frame(address, bytes) == Frame::Dead
     }
 
     /// Where that many bytes of a list's element lie, when the request has been cut short.
+    #[inline]
     fn frame(&self, address: u64, bytes: usize) -> Frame {
+        // Most lists are empty.
+        if address == 0 {
+            Frame::Live
+        } else {
+            self.frame_at(address, bytes)
+        }
+    }
+
+    #[cold]
+    fn frame_at(&self, address: u64, bytes: usize) -> Frame {
         let (Some(stack), own) = (self.stack_region(), self.own_stack()) else {
             return Frame::Live;
         };
         let is_aligned = address.is_multiple_of(8);
-        if address == 0 {
-            Frame::Live
-        } else if is_aligned && (stack.holds(address, bytes) || self.is_elsewhere(address, bytes)) {
+        if is_aligned && (stack.holds(address, bytes) || self.is_elsewhere(address, bytes)) {
             Frame::Dead
         } else if !is_aligned
             || (own.contains(&self.saved()) && !(self.saved()..own.end).contains(&address))

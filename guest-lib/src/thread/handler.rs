@@ -217,7 +217,9 @@ unsafe fn suppress(
         _ => Kind::Abort,
     };
     thread.note(kind, address, signal, info.si_code, noted);
-    if let Some(message) = signals::message(signal) {
+    if kind == Kind::Abort
+        && let Some(message) = signals::message(signal)
+    {
         thread.add_message(message);
     }
     if thread.find_handler(pointer, blocked).is_some() {

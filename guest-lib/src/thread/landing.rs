@@ -155,12 +155,18 @@ impl Thread {
 
     /// Takes another request stack, if the C library's threads use the one that the failed request had. Nothing else on it is needed
     /// any more. The thread keeps it if there is no memory.
+    #[inline]
     pub(crate) fn leave_lent_stack(&self) {
         let word = self.found.lent.take();
+        if word != 0 {
+            self.lend_stack(word);
+        }
+    }
+
+    #[cold]
+    fn lend_stack(&self, word: u64) {
         let size = self.stack_region().map_or(0, Region::size);
-        if word != 0
-            && let Ok(other) = Stack::take_large(size)
-        {
+        if let Ok(other) = Stack::take_large(size) {
             self.top.set(other.top());
             // SAFETY: nothing runs on it, and nobody has a reference to it.
             let lent = std::mem::replace(unsafe { &mut *self.stack.get() }, other);
