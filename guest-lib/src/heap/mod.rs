@@ -81,10 +81,13 @@ unsafe fn is_red_zone(zone: u64, end: u64) -> bool {
     const WORD: u64 = size_of::<u64>() as u64;
     const { assert!(RED_ZONE_MIN == WORD as usize) };
     let more = end.wrapping_sub(zone).wrapping_sub(WORD);
-    // Most have up to three words, which may overlap.
-    if more <= 2 * WORD {
+    // Most have two words, which may overlap.
+    if more <= WORD {
         // SAFETY: by the function's contract.
-        unsafe { is_red(zone) && is_red(zone.max(end - 2 * WORD)) && is_red(end - WORD) }
+        unsafe { is_red(zone) && is_red(end - WORD) }
+    } else if more <= 2 * WORD {
+        // SAFETY: as above.
+        unsafe { is_red(zone) && is_red(zone + WORD) && is_red(end - WORD) }
     } else {
         // SAFETY: as above.
         more <= end && unsafe { is_long_red_zone(zone, end) }
