@@ -22,34 +22,12 @@
 #include <vmsrs.h>
 
 #include "check.h"
+#include "watch.h"
 
 enum { BYTES = 16, STACK = 60000, PATTERN = 0x33 };
 
 static vmsrs_domain *domain;
-static atomic_bool ended;
 static int came_back;
-
-static int request(vmsrs_request *this, void *argument)
-{
-	void (*work)(void) = argument;
-
-	(void)this;
-	work();
-	return 0;
-}
-
-/*
- * Interrupts the thread past its deadline, as the driver does where there is one. Before
- * that it has no effect.
- */
-static void *watch(void *argument)
-{
-	while (!ended) {
-		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
-		usleep(2000);
-	}
-	return NULL;
-}
 
 static int run_watched(void (*work)(void), uint32_t deadline_ms)
 {

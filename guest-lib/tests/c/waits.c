@@ -15,13 +15,13 @@
 #include <vmsrs.h>
 
 #include "check.h"
+#include "watch.h"
 
 static vmsrs_domain *domain;
 static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_rwlock_t rwlock;
 static sem_t semaphore;
-static atomic_bool ended;
 static int came_back;
 
 static struct timespec in_seconds(int clock, int seconds)
@@ -96,25 +96,6 @@ static void wait_for_the_semaphore(void)
 	while (sem_wait(&semaphore))
 		;
 	came_back++;
-}
-
-static int request(vmsrs_request *this, void *argument)
-{
-	void (*work)(void) = argument;
-
-	(void)this;
-	work();
-	return 0;
-}
-
-/* Interrupts the thread past its deadline, as the driver does where there is one. */
-static void *watch(void *argument)
-{
-	while (!ended) {
-		pthread_kill(*(pthread_t *)argument, SIGRTMAX);
-		usleep(2000);
-	}
-	return NULL;
 }
 
 static void expect_deadline(void (*work)(void))
