@@ -102,6 +102,11 @@ impl Region {
         (low - self.guard as u64..low).contains(&address)
     }
 
+    /// Whether the address lies inside, at its end, or in the guard below: that of a stack pointer, however deep it went.
+    pub(crate) fn reaches(&self, address: u64) -> bool {
+        self.holds(address, 0) || self.is_below(address)
+    }
+
     /// Whether that many bytes from `address` on lie inside.
     pub(crate) fn holds(&self, address: u64, bytes: usize) -> bool {
         let low = self.low() as u64;

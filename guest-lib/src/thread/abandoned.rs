@@ -95,7 +95,7 @@ impl Thread {
     #[inline]
     pub(crate) fn was_elsewhere(&self, pointer: u64) -> bool {
         let stack = self.stack_region();
-        stack.is_some_and(|stack| !stack.holds(pointer, 0) && !stack.is_below(pointer))
+        stack.is_some_and(|stack| !stack.reaches(pointer))
     }
 
     /// Finds the frames of the code that was cut short, and was elsewhere. `run` as for [`Thread::restore`].
@@ -138,9 +138,8 @@ impl Thread {
         if holds(signal_stack, pointer) {
             return holds(signal_stack, low);
         }
-        let is_on = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
         match self.stack_region() {
-            Some(stack) if is_on(stack) => stack.holds(low, bytes),
+            Some(stack) if stack.reaches(pointer) => stack.holds(low, bytes),
             _ => {
                 self.is_elsewhere(pointer, 0)
                     && !self.signal_stack.holds(pointer, 0)

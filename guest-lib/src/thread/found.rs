@@ -13,7 +13,6 @@ use crate::os::condition;
 use crate::os::dispositions;
 use crate::os::exceptions::Exceptions;
 use crate::os::own_stack;
-use crate::os::region::Region;
 use crate::os::robust::RobustList;
 use crate::os::rseq::Rseq;
 use crate::os::signals::{self, Signals};
@@ -212,9 +211,8 @@ impl Thread {
         cancellation::drop_dead_unwindings(frame);
         // Frames below were unwound, and may have been overwritten since.
         let pointer = self.cut_at();
-        let is_inside = |stack: &Region| stack.holds(pointer, 0) || stack.is_below(pointer);
         let intact = match self.stack_region() {
-            Some(stack) if is_inside(stack) => pointer,
+            Some(stack) if stack.reaches(pointer) => pointer,
             _ => u64::MAX,
         };
         cancellation::drop_dead_cleanups(frame, |address, routine| {
