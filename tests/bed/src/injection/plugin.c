@@ -6,10 +6,12 @@
  * (helper_vmrun() in target/i386/tcg/system/svm_helper.c, up to 11.1 at least). If the CPU leaves its
  * execution loop before the next exit or exception, because its instruction budget ends or another
  * thread wants something of it, QEMU takes that for an exception and delivers the vector again,
- * whether or not interrupts are off. A guest then spins for ever on a lock that it holds itself.
+ * whether or not interrupts are off. A guest then spins for ever on a lock that it holds itself, or,
+ * if that happens at the first instruction of an entry to the kernel, goes on there with the
+ * program's GS base or stack: it faults until its stack ends, or dies by a double fault.
  *
- * Linux begins every interrupt with CLAC. While an instruction executes, no exception is due, so a
- * vector that is there at a CLAC is a stale one.
+ * helper_vmrun() only returns if there is no exception to deliver (all others leave by longjmp), so
+ * a vector that is there then is a stale one.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -22,51 +24,27 @@
 #define EXPORT __attribute__((visibility("default")))
 
 typedef uint64_t qemu_plugin_id_t;
-struct qemu_plugin_tb;
-struct qemu_plugin_insn;
-enum { CALLBACK_READS_NO_REGISTERS = 0 };
-
-void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t,
-					   void (*)(qemu_plugin_id_t, struct qemu_plugin_tb *));
-void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *,
-					    void (*)(unsigned int vcpu, void *data), int, void *);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
-struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
-size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
-size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *, void *, size_t);
 
 EXPORT int qemu_plugin_version = PLUGIN_VERSION;
 
+/* What is used of QEMU itself: the start of TCGHelperInfo, which says what translated code calls. */
+typedef void vmrun_helper(void *env, int address_size, int instruction_bytes);
+struct helper_info {
+	vmrun_helper *function;
+	const char *name;
+};
+
+extern __thread char *current_cpu;
+
 #define NO_EXCEPTION	(-1)
 
-static const uint8_t clac[] = { 0x0f, 0x01, 0xca };
+static vmrun_helper *helper_vmrun;
+static uint32_t exception_index;		/* its offset in a CPU's state */
 
-static char *(*cpu_state)(int vcpu);		/* qemu_get_cpu() */
-static uint32_t exception_index;		/* its offset there */
-
-static void on_clac(unsigned int vcpu, void *data)
+static void vmrun(void *env, int address_size, int instruction_bytes)
 {
-	int32_t *index = (int32_t *)(cpu_state(vcpu) + exception_index);
-
-	(void)data;
-	*index = NO_EXCEPTION;
-}
-
-static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
-{
-	size_t count = qemu_plugin_tb_n_insns(tb);
-
-	(void)id;
-	for (size_t i = 0; i < count; i++) {
-		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
-		uint8_t bytes[sizeof(clac)];
-
-		if (qemu_plugin_insn_size(insn) == sizeof(clac) &&
-		    qemu_plugin_insn_data(insn, bytes, sizeof(bytes)) == sizeof(bytes) &&
-		    !memcmp(bytes, clac, sizeof(clac)))
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, on_clac,
-							       CALLBACK_READS_NO_REGISTERS, NULL);
-	}
+	helper_vmrun(env, address_size, instruction_bytes);
+	*(int32_t *)(current_cpu + exception_index) = NO_EXCEPTION;
 }
 
 /*
@@ -89,14 +67,18 @@ static int find_exception_index(void)
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
 {
+	struct helper_info *helper = dlsym(RTLD_DEFAULT, "helper_info_vmrun");
+
+	(void)id;
 	(void)info;
 	(void)argc;
 	(void)argv;
-	*(void **)&cpu_state = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
-	if (!cpu_state || find_exception_index()) {
+	*(void **)&helper_vmrun = dlsym(RTLD_DEFAULT, "helper_vmrun");
+	if (!helper || !helper_vmrun || helper->function != helper_vmrun ||
+	    strcmp(helper->name, "vmrun") || find_exception_index()) {
 		fprintf(stderr, "injection plugin: this QEMU is not built like Debian's\n");
 		return -1;
 	}
-	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+	helper->function = vmrun;
 	return 0;
 }
