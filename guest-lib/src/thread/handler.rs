@@ -195,10 +195,6 @@ unsafe fn suppress(
             return Done::Nothing;
         }
     }
-    let mut noted = [0; REGISTERS];
-    for (to, from) in noted.iter_mut().zip(GREGS) {
-        *to = registers[from as usize] as u64;
-    }
     let memory = signal == libc::SIGSEGV || signal == libc::SIGBUS;
     let address = if memory && info.si_code > 0 {
         // SAFETY: set for these signals when the kernel sends them.
@@ -216,7 +212,11 @@ unsafe fn suppress(
         _ if signal == interrupt() => Kind::Deadline,
         _ => Kind::Abort,
     };
-    thread.note(kind, address, signal, info.si_code, noted);
+    thread.note(kind, address, signal, info.si_code, |noted| {
+        for (to, from) in noted.iter_mut().zip(&GREGS) {
+            *to = registers[*from as usize] as u64;
+        }
+    });
     if kind == Kind::Abort
         && let Some(message) = signals::message(signal)
     {

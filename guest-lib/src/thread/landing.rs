@@ -199,7 +199,7 @@ impl Thread {
 
     /// Notes an error that the library itself found.
     pub(crate) fn note_failure(&self, kind: Kind, address: u64, message: &[u8]) {
-        self.note(kind, address, 0, 0, record::registers());
+        self.note(kind, address, 0, 0, record::registers);
         if !message.is_empty() {
             self.record.set_message(message);
         }
@@ -212,7 +212,7 @@ impl Thread {
         address: u64,
         signal: i32,
         code: i32,
-        registers: [u64; REGISTERS],
+        registers: impl FnOnce(&mut [u64; REGISTERS]),
     ) {
         let in_check = self.marks.checking.replace(false) && kind != Kind::Deadline;
         let (kind, message) = if in_check {
@@ -226,7 +226,8 @@ impl Thread {
         };
         let stack = self.stack_region();
         self.record.note(|report| {
-            record::fill(report, kind, address, (signal, code), &registers, stack);
+            registers(&mut report.registers);
+            record::fill(report, kind, address, (signal, code), stack);
         });
         self.record.set_message(message);
     }

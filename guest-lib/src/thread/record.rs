@@ -65,11 +65,10 @@ impl Record {
     }
 }
 
-/// Stack pointer, frame pointer and instruction pointer of the caller, for an error that the library
+/// Notes stack pointer, frame pointer and instruction pointer of the caller, for an error that the library
 /// itself found.
 #[inline]
-pub(crate) fn registers() -> [u64; REGISTERS] {
-    let mut registers = [0; REGISTERS];
+pub(crate) fn registers(registers: &mut [u64; REGISTERS]) {
     let (rsp, rbp, rip): (u64, u64, u64);
     // SAFETY: reads registers.
     unsafe {
@@ -82,7 +81,6 @@ pub(crate) fn registers() -> [u64; REGISTERS] {
     registers[REG_RBP] = rbp;
     registers[REG_RSP] = rsp;
     registers[REG_RIP] = rip;
-    registers
 }
 
 /// Follows the frame pointers, inside the request stack and upwards only, so that no damage
@@ -115,14 +113,13 @@ fn address_flag(address: u64, signal: i32, code: i32) -> u32 {
     }
 }
 
-/// Fills a report, which is all 0, on an error of a kind.
+/// Fills a report, which is all 0 but for the registers, on an error of a kind.
 #[inline]
 pub(crate) fn fill(
     report: &mut IoctlFail,
     kind: Kind,
     address: u64,
     (signal, code): (i32, i32),
-    registers: &[u64; REGISTERS],
     stack: Option<&Region>,
 ) {
     report.detected_ns = clock::now();
@@ -130,9 +127,9 @@ pub(crate) fn fill(
     report.kind = kind.number();
     report.signal = signal;
     report.code = code;
-    report.registers = *registers;
     if let Some(stack) = stack {
-        backtrace(stack, registers[REG_RBP], &mut report.backtrace);
+        let frame = report.registers[REG_RBP];
+        backtrace(stack, frame, &mut report.backtrace);
     }
     report.flags = address_flag(address, signal, code);
 }
