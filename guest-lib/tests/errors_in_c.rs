@@ -267,6 +267,11 @@ fn cpp_exceptions_in_flight_end_with_their_request() {
 }
 
 #[test]
+fn cpp_exceptions_of_the_server_stay_when_a_request_fails() {
+    exceptions().succeed(&["server"]);
+}
+
+#[test]
 fn error_with_its_signal_blocked_ends_process() {
     for error in ["blocked", "thread-pointer"] {
         let output = thread_state()[0].run(&[error]);

@@ -203,7 +203,10 @@ impl Thread {
         }
         let look = self.found.look.get();
         look.rights.restore();
-        look.exceptions.set();
+        look.exceptions.restore(|pointer| {
+            // Where a signal has interrupted the frame, the unwinder counts it one lower.
+            self.frame(pointer & !7, size_of::<u64>()) == Frame::Live
+        });
         // SAFETY: a locale that the thread had.
         unsafe { libc::uselocale(look.locale) };
         self.found.rseq.restore();

@@ -7,6 +7,7 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vmsrs.h>
 
 static int destroyed;
@@ -135,6 +136,78 @@ static int fine(vmsrs_request *, void *)
 	return 7;
 }
 
+static int fails(vmsrs_request *, void *)
+{
+	write_to_null();
+	return 0;
+}
+
+// More than are looked at as a thread begins.
+static const int SEEN = 100;
+
+// Runs the function where the server handles two exceptions; then throws the inner one again, and the outer one. Its
+// requests have been looked at before that.
+static int keeps(vmsrs_domain *domain, vmsrs_request_fn function)
+{
+	bool inner = false;
+
+	try {
+		try {
+			throw std::runtime_error("outer");
+		} catch (const std::exception &) {
+			try {
+				try {
+					throw std::logic_error("inner");
+				} catch (...) {
+					if (vmsrs_run(domain, function, nullptr, nullptr) != VMSRS_EFAILED)
+						return 10;
+					throw;
+				}
+			} catch (const std::logic_error &error) {
+				inner = !std::strcmp(error.what(), "inner");
+			}
+			throw;
+		}
+	} catch (const std::runtime_error &error) {
+		if (!inner || std::strcmp(error.what(), "outer"))
+			return 11;
+	}
+	return std::current_exception() || std::uncaught_exceptions() ? 12 : EXIT_SUCCESS;
+}
+
+// Requests of a thread that was only seen without exceptions, or only with one that it does not handle any more.
+static int keeps_all(vmsrs_domain *domain)
+{
+	static const vmsrs_request_fn functions[] = { fails, fails_in_a_handler, fails_while_unwinding,
+						      fails_in_both };
+	int result;
+
+	for (int i = 0; i < SEEN; i++)
+		if (vmsrs_run(domain, fine, nullptr, &result) != VMSRS_OK || result != 7)
+			return 9;
+	for (vmsrs_request_fn function : functions) {
+		int code = keeps(domain, function);
+
+		if (code != EXIT_SUCCESS)
+			return code;
+	}
+	return EXIT_SUCCESS;
+}
+
+static int forgets(vmsrs_domain *domain)
+{
+	try {
+		throw std::runtime_error("seen");
+	} catch (const std::exception &) {
+		for (int i = 0; i < SEEN; i++)
+			if (vmsrs_run(domain, catches, nullptr, nullptr) != VMSRS_OK)
+				return 13;
+	}
+	if (vmsrs_run(domain, fails, nullptr, nullptr) != VMSRS_EFAILED)
+		return 14;
+	return std::current_exception() ? 15 : EXIT_SUCCESS;
+}
+
 struct Case {
 	const char *name;
 	vmsrs_request_fn function;
@@ -190,6 +263,15 @@ int main(int, char **arguments)
 	if (vmsrs_open("exception", &app) != VMSRS_OK ||
 	    vmsrs_domain_open(app, "user", 4, &domain) != VMSRS_OK)
 		return EXIT_FAILURE;
+	if (!std::strcmp(arguments[1], "server")) {
+		int code = keeps_all(domain);
+
+		if (code != EXIT_SUCCESS)
+			return code;
+		// A new thread is looked at anew.
+		std::thread([&] { code = forgets(domain); }).join();
+		return code;
+	}
 	for (const Case &test : cases) {
 		if (std::strcmp(test.name, arguments[1]))
 			continue;
