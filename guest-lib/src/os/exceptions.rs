@@ -26,14 +26,22 @@ pub(crate) struct Exceptions {
 /// (`_Unwind_Exception`), which begins with its class; and that class of exceptions and of dependent ones.
 const LAYOUTS: [(u64, [u64; 2]); 2] = [
     // libstdc++
-    (80, [class(b"GNUCC++\0"), class(b"GNUCC++\x01")]),
+    (
+        80,
+        [
+            u64::from_be_bytes(*b"GNUCC++\0"),
+            u64::from_be_bytes(*b"GNUCC++\x01"),
+        ],
+    ),
     // libc++abi, which has two words more at the beginning.
-    (96, [class(b"CLNGC++\0"), class(b"CLNGC++\x01")]),
+    (
+        96,
+        [
+            u64::from_be_bytes(*b"CLNGC++\0"),
+            u64::from_be_bytes(*b"CLNGC++\x01"),
+        ],
+    ),
 ];
-
-const fn class(text: &[u8; 8]) -> u64 {
-    u64::from_be_bytes(*text)
-}
 
 /// From that part: back to the next exception, and on to the stack pointer of the frame that has caught this one (`private_2`).
 const NEXT: u64 = 48;
@@ -147,9 +155,9 @@ mod tests {
     }
 
     /// An exception with the common part at that word.
-    fn exception(common: usize, class: &[u8; 8], next: u64, frame: u64) -> Words {
+    fn exception(common: usize, class: [u8; 8], next: u64, frame: u64) -> Words {
         let words = Words::default();
-        words[common].set(u64::from_be_bytes(*class));
+        words[common].set(u64::from_be_bytes(class));
         words[common - 6].set(next);
         words[common + 3].set(frame);
         words
@@ -162,8 +170,8 @@ mod tests {
     #[test]
     fn only_exceptions_that_abandoned_frames_have_caught_are_taken_off() {
         for (common, class, dependent) in [
-            (10, b"GNUCC++\0", b"GNUCC++\x01"),
-            (12, b"CLNGC++\0", b"CLNGC++\x01"),
+            (10, *b"GNUCC++\0", *b"GNUCC++\x01"),
+            (12, *b"CLNGC++\0", *b"CLNGC++\x01"),
         ] {
             let oldest = exception(common, class, 0, IN_USE + 64);
             let server = exception(common, dependent, address(&oldest), IN_USE);
@@ -181,14 +189,14 @@ mod tests {
 
     #[test]
     fn damaged_lists_have_an_end() {
-        let circle = exception(10, b"GNUCC++\0", 0, 16);
+        let circle = exception(10, *b"GNUCC++\0", 0, 16);
         circle[4].set(address(&circle));
         assert_eq!(left(address(&circle), 0), None);
         for next in [8, 1 << 63, u64::MAX - 90, u64::MAX] {
             circle[4].set(next);
             assert_eq!(left(address(&circle), 0), None, "{next:#x}");
         }
-        let foreign = exception(10, b"MOZ\0RUST", 0, 16);
+        let foreign = exception(10, *b"MOZ\0RUST", 0, 16);
         assert_eq!(left(address(&foreign), 0), None);
     }
 }
