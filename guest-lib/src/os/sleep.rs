@@ -7,6 +7,8 @@
 //! - A `pthread_rwlock` counts who waits for it, and takes a waiter off when its time is up.
 //! - `syslog` sends, and `gethostbyname` and its kin ask for names, with a lock of their own, for which all other threads would wait.
 //!
+//! Rust's library reads and writes the standard streams with locks of its own, which it gives back when the system call fails.
+//!
 //! `lio_listio` and `getaddrinfo_a` wait for operations of the C library's own threads, which follow records of the wait on the
 //! waiting thread's stack, and which no function takes back: neither when it is told that the time is up.
 
@@ -87,6 +89,17 @@ impl Sleep {
         (!has_routine).then_some(error)
     }
 
+    /// Whether the thread was woken in reading or writing a standard descriptor: not for a stream of the C library's, which is
+    /// unlocked anyway, and would throw away what others have written to it. Async-signal-safe.
+    pub(crate) fn uses_standard_descriptor(&self, callers: &[u64]) -> bool {
+        self.first <= libc::STDERR_FILENO as u64
+            && clib::contains(self.instruction)
+            && self.is_over()
+            && !callers.is_empty()
+            && !streams::is_at_work(callers)
+            && is_in_transfer(self.instruction, callers)
+    }
+
     fn waits_for_futex(&self) -> bool {
         self.second & !FLAGS == libc::FUTEX_WAIT_BITSET as u64
     }
@@ -158,6 +171,27 @@ fn is_in_setxid(address: u64) -> bool {
     functions.iter().any(|&function| {
         function != 0 && (function as u64..function as u64 + LENGTH).contains(&address)
     })
+}
+
+/// Whether an instruction, or one of the return addresses next to it, is in a function that reads or writes a descriptor.
+/// Async-signal-safe.
+fn is_in_transfer(instruction: u64, callers: &[u64]) -> bool {
+    /// Farthest that it lies from the beginning of such a function.
+    const LENGTH: u64 = 160;
+    /// Words above the stack pointer. The C library may make the system call in a function of its own.
+    const NEAR: usize = 16;
+    let functions = [
+        address_of!("read"),
+        address_of!("write"),
+        address_of!("readv"),
+        address_of!("writev"),
+    ];
+    let is_in = |address: u64| {
+        functions.iter().any(|&function| {
+            function != 0 && (function as u64..function as u64 + LENGTH).contains(&address)
+        })
+    };
+    is_in(instruction) || callers.iter().take(NEAR).any(|&word| is_in(word))
 }
 
 /// Whether a return address leads to a function that waits for operations. Async-signal-safe.

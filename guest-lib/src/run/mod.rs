@@ -364,7 +364,13 @@ fn wind_up(thread: &Thread, ended: std::thread::Result<End>) -> Outcome {
         Ok(End::Leave) => Outcome::Leave,
         Ok(end) => errno::kept(|| settle(thread, end)),
         Err(payload) => {
-            thread.note_failure(Kind::Panic, 0, panic_text(&*payload).as_bytes());
+            // Printing panics if a deadline has ended it.
+            let kind = if thread.is_pending() {
+                Kind::Deadline
+            } else {
+                Kind::Panic
+            };
+            thread.note_failure(kind, 0, panic_text(&*payload).as_bytes());
             // Whatever the payload's destructor does, the request has failed.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
             Outcome::Cut

@@ -107,6 +107,10 @@ pub(crate) fn install() {
                 return;
             }
             save_panic_stack();
+            // The request ends soon in any case. The hook would be cut short, with locks of Rust's library.
+            if thread.is_some_and(Thread::has_grace) {
+                return;
+            }
             let note = |runs| {
                 if let Some(thread) = thread {
                     thread.in_hook.set(runs);

@@ -73,6 +73,8 @@ pub(super) struct Found {
     pub(super) abandoned: Abandoned,
     /// A word on the request stack: until it is 0, threads of the C library use that stack. Or 0.
     pub(super) lent: Cell<u64>,
+    /// Until then interrupts wait, on the clock of deadlines: see [`Thread::fails_standard`]. May be long over.
+    pub(super) grace: Cell<u64>,
 }
 
 impl Found {
@@ -89,6 +91,7 @@ impl Found {
             own_stack: own_stack::bounds(),
             abandoned: Abandoned::default(),
             lent: Cell::new(0),
+            grace: Cell::new(0),
         }
     }
 

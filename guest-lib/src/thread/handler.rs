@@ -258,7 +258,12 @@ fn goes_on(
         thread.set_pending(true);
         return true;
     }
-    let is_led_out = if sleep.is_busy(callers) {
+    let is_led_out = if thread.fails_standard(sleep, callers) {
+        registers[libc::REG_RAX as usize] = -i64::from(libc::EIO);
+        true
+    } else if thread.has_grace() {
+        true
+    } else if sleep.is_busy(callers) {
         thread.may_wait(sleep, &can_trap)
     } else if thread.lends_stack(operations) {
         false

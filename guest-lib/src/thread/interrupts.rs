@@ -31,6 +31,9 @@ const WAYS_OUT: u16 = 25;
 /// How long a thread may be single-stepped until the interrupt comes again.
 const STEP_LIMIT: Duration = Duration::from_millis(50);
 
+/// How long a thread goes on whose standard stream has failed: it gives back locks, and may unwind its stack.
+const GRACE: Duration = Duration::from_millis(50);
+
 /// Runs code that must not be cut short, on a thread with or without a request: see [`Thread::critical`].
 pub(crate) fn uninterrupted<T>(code: impl FnOnce() -> T) -> T {
     match current() {
@@ -115,6 +118,7 @@ impl Thread {
         self.marks.critical.set(0);
         self.marks.pending.set(false);
         self.marks.single_stepping.set(false);
+        self.found.grace.set(0);
     }
 
     /// Goes to the landing of what runs on this thread now, without an error.
@@ -183,6 +187,27 @@ impl Thread {
         self.marks.steps.set(steps + STEPS / WAYS_OUT);
         self.marks.single_stepping.set(true);
         Some(error)
+    }
+
+    /// Whether what the thread sleeps in fails, and the thread goes on for a moment: see [`Sleep::uses_standard_descriptor`]. The
+    /// request fails also if it ends by itself meanwhile. Not too often in a request. Async-signal-safe.
+    pub(crate) fn fails_standard(&self, sleep: Sleep, callers: &[u64]) -> bool {
+        let steps = self.marks.steps.get();
+        if steps >= STEPS
+            || !sleep.uses_standard_descriptor(callers)
+            || !self.alarm.set(self.number, signals::interrupt(), GRACE)
+        {
+            return false;
+        }
+        self.marks.steps.set(steps + STEPS / WAYS_OUT);
+        self.found.grace.set(now() + GRACE.as_nanos() as u64);
+        self.set_pending(true);
+        true
+    }
+
+    /// Whether it still does; the interrupt comes again. Async-signal-safe.
+    pub(crate) fn has_grace(&self) -> bool {
+        now() < self.found.grace.get() && self.alarm.set(self.number, signals::interrupt(), RETRY)
     }
 
     /// Whether the thread is being single-stepped out of the C library. Async-signal-safe.
