@@ -26,6 +26,12 @@ fn any_call_ends_a_request_that_was_left() {
 }
 
 #[test]
+fn request_left_by_longjmp_ends_with_its_thread_and_process() {
+    run("end");
+    run("exit");
+}
+
+#[test]
 fn request_left_by_longjmp_may_miss_its_deadline() {
     run("deadline");
 }

@@ -41,6 +41,32 @@ fn fan_out_returns_result_of_every_piece() {
 }
 
 #[test]
+fn failed_fan_outs_leave_no_stacks_of_threads_behind() {
+    let domain = domain();
+    let fail = || {
+        failure(domain, |request| {
+            request
+                .fan_out(vec![|_: &Request| null_write(); 2])
+                .unwrap();
+        })
+    };
+    // Two for each stack. Other tests have threads, too, and some are about to end.
+    let mappings = || {
+        std::fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .count()
+    };
+    fail();
+    let before = mappings();
+    for _ in 0..4000 {
+        fail();
+    }
+    let after = mappings();
+    assert!(after < before + 2000, "{before} mappings, then {after}");
+}
+
+#[test]
 fn many_members_share_one_heap() {
     let domain = domain();
     success(domain, |request| {

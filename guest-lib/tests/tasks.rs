@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{domain, success};
+use common::{domain, failure, null_write, success};
 use std::hint::spin_loop;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -109,6 +109,25 @@ fn dropped_task_runs_defers_and_releases_domains() {
         assert_eq!(count.load(Ordering::SeqCst), end + 1);
         assert!(!is_held(main));
     }
+}
+
+#[test]
+fn task_is_freed_by_a_defer() {
+    let (domain, other) = (domain(), domain());
+    let mappings = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().count()
+    };
+    let before = mappings();
+    for _ in 0..2000 {
+        failure(domain, |request| {
+            let task = Task::new(other, Options::default()).unwrap();
+            request.defer(|| drop(task)).unwrap();
+            null_write();
+        });
+    }
+    let after = mappings();
+    assert!(after < before + 1000, "{before} mappings, then {after}");
 }
 
 #[test]

@@ -83,6 +83,16 @@ impl BlockHeader {
         self.check == check(address, self.meta, state)
     }
 
+    /// The state of a block at `address` whose header this is; `None` if it is the header of none.
+    #[inline]
+    #[must_use]
+    pub fn state(self, address: u64) -> Option<State> {
+        let sum = self.check.wrapping_mul(INVERSE);
+        let state = sum.wrapping_sub(address).wrapping_sub(self.meta);
+        let states = [State::Live, State::Free, State::Freed];
+        states.into_iter().find(|&known| known as u64 == state)
+    }
+
     /// Size of the block in bytes.
     #[inline]
     #[must_use]
@@ -98,13 +108,26 @@ impl BlockHeader {
     }
 }
 
-/// Three instructions, since each audit of a page computes it for every block on it. Multiplication by an odd number (that of
-/// `SplitMix64`: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014) maps no two sums to one
-/// result. Of what is added, only the state is odd.
+/// Multiplication by an odd number (that of `SplitMix64`: Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA
+/// 2014) maps no two sums to one result.
+const FACTOR: u64 = 0xbf58_476d_1ce4_e5b9;
+
+/// Takes the multiplication back (Newton: each step doubles the number of bits that are right, of which an odd number has three).
+const INVERSE: u64 = {
+    let mut inverse = FACTOR;
+    let mut bits = 3;
+    while bits < u64::BITS {
+        inverse = inverse.wrapping_mul(2_u64.wrapping_sub(FACTOR.wrapping_mul(inverse)));
+        bits *= 2;
+    }
+    inverse
+};
+
+/// Three instructions, since each audit of a page computes it for every block on it. Of what is added, only the state is odd.
 #[inline]
 fn check(address: u64, meta: u64, state: State) -> u64 {
     let sum = address.wrapping_add(meta).wrapping_add(state as u64);
-    sum.wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    sum.wrapping_mul(FACTOR)
 }
 
 #[cfg(test)]
@@ -129,7 +152,10 @@ mod tests {
     fn every_changed_bit_of_a_block_header_is_seen() {
         for (address, size, room) in [(0x1000, 40, 64), (0x7f12_3456_7890, 100, 112)] {
             for state in [State::Live, State::Free, State::Freed] {
-                let BlockHeader { check, meta } = BlockHeader::new(address, size, room, state);
+                let header = BlockHeader::new(address, size, room, state);
+                assert_eq!(header.state(address), Some(state));
+                assert_eq!(header.state(address + 16), None);
+                let BlockHeader { check, meta } = header;
                 assert!(check % 2 == 1);
                 for flip in (0..64).map(|bit| 1 << bit) {
                     let check = check ^ flip;

@@ -123,7 +123,7 @@ impl App {
         streams::install();
         let _ = reserve::fill();
         handler::install()?;
-        thread::install()?;
+        thread::install(end_left)?;
         fork::install();
         evidence::install();
         modules::refresh();

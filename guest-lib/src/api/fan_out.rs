@@ -101,7 +101,6 @@ impl Request {
         let mut places: Vec<Option<Result<T, Error>>> = Vec::new();
         places.resize_with(pieces.len(), || None);
         let base = places.as_mut_ptr();
-        let mut threads = Vec::with_capacity(pieces.len());
         let mut refused = None;
         let mut panic = None;
         for (number, work) in pieces.into_iter().enumerate() {
@@ -121,25 +120,19 @@ impl Request {
                 let start = || unsafe { start(move || piece.run()) };
                 // The piece's destructor may panic: the threads before it still use these frames.
                 let started = catch_unwind(AssertUnwindSafe(start));
-                if !matches!(started, Ok(Ok(_))) {
+                if !matches!(started, Ok(Ok(()))) {
                     ticket.cancel(reservation);
                 }
                 Ok(started)
             });
             match started {
-                Ok(Ok(Ok(started))) => {
-                    threads.push(started);
-                    continue;
-                }
+                Ok(Ok(Ok(()))) => continue,
                 Ok(Err(payload)) => panic = Some(payload),
                 Ok(Ok(Err(error))) | Err(error) => refused = Some(error),
             }
             break;
         }
-        for thread in threads {
-            // A panic fails the request.
-            thread.join();
-        }
+        ticket.wait_for_started();
         // The interrupt of a failed piece may have found this thread in the C library, and be delayed;
         // without this the caller would go on with results that are missing.
         self.thread()?.act_on_pending();

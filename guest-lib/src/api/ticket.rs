@@ -87,6 +87,11 @@ impl Ticket {
         self.state.members.cancel(reservation);
     }
 
+    /// Waits until the threads that the calling one has reserved slots for have left.
+    pub(crate) fn wait_for_started(&self) {
+        self.state.members.wait_for_started(thread::sweep);
+    }
+
     /// Makes a reserved slot the calling thread's. `None` if the request does not wait for it any more.
     pub(crate) fn adopt(&self, reservation: Reservation) -> Option<usize> {
         self.state.members.adopt(reservation)

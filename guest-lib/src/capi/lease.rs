@@ -136,9 +136,9 @@ pub unsafe extern "C" fn vmsrs_lease(
 
 /// Ends a lease. Can be called by any thread, also in requests; `errno` stays as it is.
 ///
-/// Each lease is ended once, however many copies of the structure there are. It belongs outside of domains: a request that
-/// fails after it has ended a lease, whoever has taken it, has ended it for good; if the structure is in a domain it comes back, and what
-/// it tells of is gone. No request fails because of such a structure, and none is given up.
+/// A lease is ended once, by any copy of the structure; other copies get an error from then on. Keep the structure outside of
+/// domains: a request that ends a lease and fails afterwards has ended it for good, but a structure in a domain is restored
+/// by the failure, and points to bytes that are unmapped. Ending that one again does no harm.
 ///
 /// @param lease The lease; it has no bytes afterwards, whatever this returns.
 /// @retval VMSRS_OK It is ended; or it had no bytes, or is null: nothing was to be done.

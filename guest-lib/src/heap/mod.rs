@@ -306,10 +306,31 @@ impl Heap {
 
     /// The chunk whose bytes begin at an address.
     fn chunk(span: Span, address: u64) -> Result<Chunk, Damage> {
-        [State::Live, State::Free, State::Freed]
-            .into_iter()
-            .find_map(|state| Self::chunk_in(span, address, state))
-            .ok_or(Damage::corrupt(address))
+        Self::chunk_at(span, address).ok_or(Damage::corrupt(address))
+    }
+
+    /// The same, without what is wrong.
+    #[expect(
+        clippy::inline_always,
+        reason = "for each block that is taken or freed"
+    )]
+    #[inline(always)]
+    fn chunk_at(span: Span, address: u64) -> Option<Chunk> {
+        if !span.can_start(address) || !span.starts().get(address) {
+            return None;
+        }
+        // SAFETY: can_start() says that a header before the address lies in the extent, which the
+        // request holds.
+        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
+        let state = header.state(address)?;
+        let inside = header.room() >= GRAIN && address + header.room() as u64 <= span.end();
+        let is_whole = inside && with_red_zone(header.size()) <= header.room().max(GRAIN);
+        is_whole.then_some(Chunk {
+            span,
+            address,
+            header,
+            state,
+        })
     }
 
     /// The same for one in that state.
@@ -319,22 +340,7 @@ impl Heap {
     )]
     #[inline(always)]
     fn chunk_in(span: Span, address: u64, state: State) -> Option<Chunk> {
-        if !span.can_start(address) || !span.starts().get(address) {
-            return None;
-        }
-        // SAFETY: can_start() says that a header before the address lies in the extent, which the
-        // request holds.
-        let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let inside = header.room() >= GRAIN && address + header.room() as u64 <= span.end();
-        let is_whole = header.is(address, state)
-            && inside
-            && with_red_zone(header.size()) <= header.room().max(GRAIN);
-        is_whole.then_some(Chunk {
-            span,
-            address,
-            header,
-            state,
-        })
+        Self::chunk_at(span, address).filter(|chunk| chunk.state == state)
     }
 
     /// Gives the heap an extent.

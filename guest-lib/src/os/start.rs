@@ -8,20 +8,7 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-/// A thread that was started, and is to be joined.
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct Started(libc::pthread_t);
-
-impl Started {
-    /// Waits for its end.
-    pub(crate) fn join(self) {
-        // SAFETY: a thread that was started below, and is joined once.
-        unsafe { libc::pthread_join(self.0, ptr::null_mut()) };
-    }
-}
-
-/// Runs `work` on a new thread. A panic ends there.
+/// Runs `work` on a new thread, which nobody joins: whoever waits for it may be cut short. A panic ends there.
 ///
 /// # Errors
 ///
@@ -30,8 +17,10 @@ impl Started {
 /// # Safety
 ///
 /// What the work borrows outlives its use there.
-pub(crate) unsafe fn start<F: FnOnce() + Send>(work: F) -> Result<Started, Error> {
+pub(crate) unsafe fn start<F: FnOnce() + Send>(work: F) -> Result<(), Error> {
     extern "C" fn run<F: FnOnce()>(work: *mut c_void) -> *mut c_void {
+        // SAFETY: itself, which nobody joins.
+        unsafe { libc::pthread_detach(libc::pthread_self()) };
         // SAFETY: start() passes a box of it, which is nobody else's.
         let work = unsafe { Box::from_raw(work.cast::<F>()) };
         // A panic's message has been printed.
@@ -39,11 +28,10 @@ pub(crate) unsafe fn start<F: FnOnce() + Send>(work: F) -> Result<Started, Error
         ptr::null_mut()
     }
     let work = Box::into_raw(Box::new(work));
-    let mut thread = MaybeUninit::uninit();
+    let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
     // SAFETY: writes the thread's name; the function has the right type.
     match unsafe { libc::pthread_create(thread.as_mut_ptr(), ptr::null(), run::<F>, work.cast()) } {
-        // SAFETY: written on success.
-        0 => Ok(Started(unsafe { thread.assume_init() })),
+        0 => Ok(()),
         error => {
             // SAFETY: made above, and no thread has it.
             drop(unsafe { Box::from_raw(work) });

@@ -1,5 +1,8 @@
 //! The app behind the driver's character device.
 
+mod calls;
+mod file;
+
 use crate::error::Error;
 use crate::os::sanitizer;
 use crate::os::usage::{Usage, without_own};
@@ -8,6 +11,8 @@ use crate::shared::backend::{Backend, FoundDomain, Registration, Tags};
 use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
 use crate::shared::pkru;
+use calls::TRIES;
+use file::{ALL_NOTED, READ_WRITE, is_of_app, map, open_app, open_file};
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -17,18 +22,17 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmsrs_protocol::control::Extent;
-use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_ANSWER, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DELETE,
-    IOCTL_DELETED, IOCTL_DISCARD, IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL,
-    IOCTL_FLUSH, IOCTL_INFO, IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_APP,
-    IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT,
-    IOCTL_USAGE, IoctlCommit, IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts,
-    IoctlExtent, IoctlFail, IoctlInfo, IoctlLease, IoctlLock, IoctlOpenApp, IoctlOpenDomain,
-    IoctlSuspend, IoctlTag, IoctlTags, IoctlThread, IoctlUsage,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DELETE, IOCTL_DELETED,
+    IOCTL_DISCARD, IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH,
+    IOCTL_INFO, IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_DOMAIN, IOCTL_RESUME,
+    IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE, IoctlCommit,
+    IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts, IoctlExtent, IoctlFail,
+    IoctlInfo, IoctlLease, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag,
+    IoctlTags, IoctlThread, IoctlUsage,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
-use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_APPS, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
+use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
 
 /// How opening the device went.
 #[derive(Debug)]
@@ -56,120 +60,6 @@ pub(crate) struct Device {
 unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
-
-fn checked(value: i32) -> io::Result<()> {
-    if value < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-/// Calls the driver's file, if the descriptor is one. Returns the number of the file's app.
-///
-/// # Errors
-///
-/// The call's; `ENOTTY` if another file has answered.
-///
-/// # Safety
-///
-/// `argument` is what the call takes.
-unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Result<u32> {
-    // SAFETY: passed on to the caller.
-    let answer = unsafe { libc::ioctl(fd, libc::c_ulong::from(number), argument) };
-    checked(answer)?;
-    answer
-        .cast_unsigned()
-        .checked_sub(IOCTL_ANSWER)
-        .filter(|&app| app <= MAX_APPS)
-        .ok_or_else(another_files)
-}
-
-/// What a call fails with that another file has answered.
-#[cold]
-fn another_files() -> io::Error {
-    io::Error::from_raw_os_error(libc::ENOTTY)
-}
-
-/// Whether a descriptor is one of a file of that app. Async-signal-safe.
-fn is_of_app(fd: RawFd, app: u32) -> bool {
-    let mut info = IoctlInfo::default();
-    // SAFETY: the call's argument.
-    unsafe { call(fd, IOCTL_INFO, &raw mut info) }.is_ok_and(|answered| answered == app)
-}
-
-/// Times that a call is made, if a descriptor is lost before each.
-const TRIES: u32 = 4;
-
-/// See [`open_app`].
-const ALL_NOTED: u64 = u64::MAX;
-
-fn open_file(path: &CString) -> io::Result<RawFd> {
-    // SAFETY: a C string.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
-    checked(fd).map(|()| fd)
-}
-
-/// Opens the app on a file, for a process that has noted the deletions of domains up to that number; [`ALL_NOTED`] for one that
-/// knows no domain.
-fn open_app(fd: RawFd, name: &[u8; NAME_MAX], noted: u64) -> io::Result<IoctlOpenApp> {
-    let mut app = IoctlOpenApp {
-        name: *name,
-        base: 0,
-        length: 0,
-        pages_offset: 0,
-        locks_offset: 0,
-        locks_length: 0,
-        abi_version: ABI_VERSION,
-        app: 0,
-        deletions: noted,
-    };
-    // SAFETY: the call's argument.
-    unsafe { call(fd, IOCTL_OPEN_APP, &raw mut app) }?;
-    Ok(app)
-}
-
-/// Protection of most mappings.
-const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
-
-/// Maps `length` bytes of the device; at exactly `address` unless that is null.
-fn map(
-    fd: RawFd,
-    address: *mut u8,
-    length: u64,
-    protection: i32,
-    offset: u64,
-) -> io::Result<NonNull<u8>> {
-    let fixed = if address.is_null() {
-        0
-    } else {
-        libc::MAP_FIXED_NOREPLACE
-    };
-    let (Ok(length), Ok(offset)) = (usize::try_from(length), libc::off_t::try_from(offset)) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    // SAFETY: a new mapping that replaces none.
-    let place = unsafe {
-        libc::mmap(
-            address.cast(),
-            length,
-            protection,
-            libc::MAP_SHARED | fixed,
-            fd,
-            offset,
-        )
-    };
-    if place == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    if !address.is_null() && place.cast() != address {
-        // Kernels before 4.17 take the address as a hint only.
-        // SAFETY: the mapping just made.
-        unsafe { libc::munmap(place, length) };
-        return Err(io::Error::from_raw_os_error(libc::EEXIST));
-    }
-    NonNull::new(place.cast()).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
 
 impl Device {
     /// Opens the app with that name (1 to 64 bytes) on the device at `path`.
@@ -259,106 +149,6 @@ impl Device {
             locks: locks.cast(),
             hot,
         })))
-    }
-
-    /// A descriptor that is the driver's file's at this moment. Mends what is lost, of two descriptors.
-    fn fd(&self) -> io::Result<RawFd> {
-        self.descriptor.get(|| self.open_again())
-    }
-
-    /// Opens the app once more. What is mapped keeps the driver's file from before, to which this one is as good: the
-    /// driver knows threads and requests by the app.
-    fn open_again(&self) -> io::Result<RawFd> {
-        let fd = open_file(&self.path)?;
-        let noted = self.noted.load(Ordering::SeqCst);
-        let same = open_app(fd, &self.name, noted).and_then(|app| {
-            if app.base == self.app.base {
-                Ok(())
-            } else {
-                Err(io::Error::from_raw_os_error(libc::ESTALE))
-            }
-        });
-        same.map(|()| fd)
-            .inspect_err(|_| self.descriptor.close_opened(fd))
-    }
-
-    /// Calls the driver. The descriptor is looked at only when the answer is not the driver's, or an error: no other file
-    /// knows the call, and another app's refuses it, as the caller's request is not its own.
-    ///
-    /// # Safety
-    ///
-    /// `argument` is what the call takes, one that names the caller's request or changes nothing.
-    unsafe fn call<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
-        let fd = self.descriptor.unchecked();
-        // SAFETY: passed on to the caller.
-        match unsafe { call(fd, number, argument) } {
-            Ok(app) if app == self.app.app => Ok(()),
-            // SAFETY: as above.
-            outcome => unsafe { self.call_again(fd, outcome, number, argument) },
-        }
-    }
-
-    /// Calls the driver once more, unless the call that gave `outcome` was for the right file.
-    ///
-    /// # Safety
-    ///
-    /// As [`Device::call`].
-    #[cold]
-    unsafe fn call_again<T>(
-        &self,
-        mut fd: RawFd,
-        mut outcome: io::Result<u32>,
-        number: u32,
-        argument: *mut T,
-    ) -> io::Result<()> {
-        for _ in 1..TRIES {
-            match outcome {
-                Ok(app) if app == self.app.app => return Ok(()),
-                Err(error) if !self.descriptor.has_missed(fd, &error) => return Err(error),
-                _ => {}
-            }
-            // SAFETY: passed on to the caller.
-            outcome = unsafe { self.call_mended(&mut fd, number, argument) };
-        }
-        match outcome? {
-            app if app == self.app.app => Ok(()),
-            _ => Err(another_files()),
-        }
-    }
-
-    /// Calls the driver by the descriptor that is its file's, and notes that in `fd`.
-    ///
-    /// # Errors
-    ///
-    /// As [`call`], or why the device cannot be opened again: a file that is just being opened can be closed, too.
-    ///
-    /// # Safety
-    ///
-    /// As [`call`].
-    unsafe fn call_mended<T>(
-        &self,
-        fd: &mut RawFd,
-        number: u32,
-        argument: *mut T,
-    ) -> io::Result<u32> {
-        *fd = self.fd()?;
-        // SAFETY: passed on to the caller.
-        unsafe { call(*fd, number, argument) }
-    }
-
-    /// Calls the driver, after a look at the descriptor: another file, a console or another app's, might take the call for its
-    /// own. For calls that are rare.
-    ///
-    /// # Safety
-    ///
-    /// `argument` is what the call takes.
-    unsafe fn call_checked<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
-        let mut fd = -1;
-        // SAFETY: passed on to the caller.
-        unsafe {
-            let outcome = self.call_mended(&mut fd, number, argument);
-            self.call_again(fd, outcome, number, argument)
-        }
     }
 
     /// Registers the calling thread. After an error it is not registered.
@@ -723,6 +513,7 @@ impl Backend for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmsrs_protocol::MAX_APPS;
 
     /// Descriptors of this process that are open on a file.
     fn open_on(path: &Path) -> usize {
@@ -752,66 +543,5 @@ mod tests {
         let before = open_on(file.path());
         assert_eq!(device.after_fork(), Err("the device refuses the app"));
         assert_eq!(open_on(file.path()), before);
-    }
-
-    /// Calls that are made without a look at the descriptor.
-    const UNCHECKED: [u32; 13] = [
-        IOCTL_TAGS,
-        IOCTL_COMMIT,
-        IOCTL_FAIL,
-        IOCTL_DISCARD,
-        IOCTL_LOCK_WAIT,
-        IOCTL_LOCK_WAKE,
-        IOCTL_INFO,
-        IOCTL_SUSPEND,
-        IOCTL_RESUME,
-        IOCTL_ABANDON,
-        IOCTL_DRAFTS,
-        IOCTL_DELETE,
-        IOCTL_LEASE,
-    ];
-
-    #[test]
-    fn no_other_file_takes_a_call() {
-        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-        let open = |path: &str| open_file(&CString::new(path).unwrap()).unwrap();
-        let mut ends = [[-1; 2]; 2];
-        // SAFETY: each call makes a descriptor, or two in an array of two.
-        let mut files = unsafe {
-            assert_eq!(libc::pipe(ends[0].as_mut_ptr()), 0);
-            let made = libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, ends[1].as_mut_ptr());
-            assert_eq!(made, 0);
-            vec![
-                libc::eventfd(0, 0),
-                libc::epoll_create1(0),
-                libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
-                libc::inotify_init(),
-                libc::memfd_create(c"".as_ptr(), 0),
-                libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0),
-                libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0),
-                libc::open(c"/".as_ptr(), libc::O_RDONLY),
-                libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY),
-                open("/dev/null"),
-                open("/dev/zero"),
-            ]
-        };
-        // SAFETY: as above. A sandbox may have no terminals.
-        files.extend(
-            [unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) }]
-                .iter()
-                .filter(|&&fd| fd >= 0),
-        );
-        for fd in files.into_iter().chain(ends.into_iter().flatten()) {
-            assert!(fd >= 0);
-            // SAFETY: made above, and nobody else has it.
-            let file = unsafe { OwnedFd::from_raw_fd(fd) };
-            for number in UNCHECKED {
-                let mut argument = [0xa5_u8; 512];
-                // SAFETY: room for every call's argument.
-                let refused = unsafe { call(file.as_raw_fd(), number, argument.as_mut_ptr()) };
-                assert!(refused.is_err(), "{number:#x} of {fd}");
-                assert_eq!(argument, [0xa5; 512], "{number:#x} of {fd}");
-            }
-        }
     }
 }

@@ -117,10 +117,10 @@ impl Members {
         self.wait_until(sweep, || self.is_empty())
     }
 
-    /// Waits until the threads that the calling one has started for the request have left it: they
+    /// Waits until the threads that the calling one has started for the request, or is about to, have left it: they
     /// borrow from its stack. `sweep` as in [`Members::wait`].
     pub(crate) fn wait_for_started(&self, sweep: impl Fn(&Self) -> bool) {
-        self.wait_until(sweep, || !self.slots.has_started(thread_number()));
+        self.wait_until(sweep, || !self.slots.awaits(thread_number()));
     }
 
     fn wait_until(&self, sweep: impl Fn(&Self) -> bool, done: impl Fn() -> bool) -> bool {

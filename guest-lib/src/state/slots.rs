@@ -93,10 +93,14 @@ impl<const COUNT: usize> Slots<COUNT> {
         found
     }
 
-    /// Whether a thread has a slot that the one with that number has started.
-    pub(crate) fn has_started(&self, starter: u32) -> bool {
+    /// Whether the thread with that number has reserved a slot, or a thread has one that it has started.
+    pub(crate) fn awaits(&self, starter: u32) -> bool {
+        let starter_in = |says| match says & RESERVED {
+            0 => says >> IDENTITY_BITS,
+            _ => number(says),
+        };
         let mut taken = self.taken();
-        taken.any(|(_, says)| says & RESERVED == 0 && says >> IDENTITY_BITS == u64::from(starter))
+        taken.any(|(_, says)| starter_in(says) == u64::from(starter))
     }
 
     /// Frees the slot of a thread that does nothing for the request any more.
@@ -161,13 +165,13 @@ mod tests {
     fn reserved_slot_goes_to_the_first_claimant() {
         let slots = Slots::<2>::new();
         let reservation = slots.reserve(7).unwrap();
-        assert!(!slots.is_empty());
+        assert!(slots.awaits(7) && !slots.awaits(8) && !slots.is_empty());
         assert_eq!(slots.adopt(reservation, 8), Some(0));
         assert!(!slots.take_back(7), "it is adopted");
         assert!(!slots.cancel(reservation));
-        assert!(slots.has_started(7) && !slots.has_started(8));
+        assert!(slots.awaits(7) && !slots.awaits(8));
         slots.leave(0);
-        assert!(!slots.has_started(7));
+        assert!(!slots.awaits(7));
         assert!(slots.is_empty());
 
         let reservation = slots.reserve(7).unwrap();

@@ -23,12 +23,24 @@ use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
 use std::mem::size_of;
 use std::ptr;
+use std::sync::OnceLock;
 
 /// Bytes of the stack that signal handlers run on.
 const SIGNAL_STACK: usize = 64 * 1024;
 
+/// Ends the request that the calling thread has left without an end, if it has.
+static END_LEFT: OnceLock<fn()> = OnceLock::new();
+
+/// A thread may leave its request by `longjmp`, and call the library no more.
+fn end_left() {
+    if let Some(end_left) = END_LEFT.get() {
+        end_left();
+    }
+}
+
 /// The end of a thread, in all apps that it has used.
 unsafe extern "C" fn end_thread(_: *mut c_void) {
+    end_left();
     let _held = signals::hold();
     leave_at_end();
     let local = local();
@@ -54,6 +66,7 @@ unsafe extern "C" fn end_thread(_: *mut c_void) {
 
 /// The process exits.
 fn at_exit() {
+    end_left();
     leave_at_end();
     // Programs write to their variables in exit handlers, also when a signal handler has called `exit`.
     pkru::open_guard();
@@ -82,12 +95,14 @@ fn leave_at_end() {
     thread.own.give_back();
 }
 
-/// Has the library told when threads end and when the process exits.
+/// Has the library told when threads end and when the process exits. `end_left` ends the request that the calling thread
+/// has left without an end, if it has.
 ///
 /// # Errors
 ///
 /// [`Error::System`].
-pub(crate) fn install() -> Result<(), Error> {
+pub(crate) fn install(end_left: fn()) -> Result<(), Error> {
+    let _ = END_LEFT.set(end_left);
     thread_end::watch_exit(thread_number(), at_exit);
     thread_end::install(end_thread)
 }

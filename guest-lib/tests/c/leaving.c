@@ -4,6 +4,7 @@
  * middle of requests: one that does not return, and one that fails.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -512,6 +513,66 @@ static void fail_in_a_handler_in_the_library(void)
 	}
 }
 
+static vmsrs_mutex_t mutex;
+static int pipe_ends[2];
+
+static int take_all_and_leave(vmsrs_request *this, void *argument)
+{
+	CHECK(vmsrs_defer(this, count, NULL) == VMSRS_OK);
+	CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+	CHECK(pipe(pipe_ends) == 0);
+	CHECK(vmsrs_own_fd(this, pipe_ends[0]) == VMSRS_OK);
+	return leave(this, argument);
+}
+
+static void take_all(void)
+{
+	undone = 0;
+	if (sigsetjmp(loop, 1) == 0) {
+		(void)!vmsrs_run(alice, take_all_and_leave, NULL, NULL);
+		CHECK(0);
+	}
+}
+
+static void *end_at_once(void *argument)
+{
+	take_all();
+	return argument;
+}
+
+/* The thread calls the library no more. */
+static void leave_and_end(void)
+{
+	CHECK(vmsrs_mutex_init(&mutex, NULL, NULL) == VMSRS_OK);
+	for (int round = 0; round < 4; round++) {
+		pthread_t thread;
+
+		CHECK(pthread_create(&thread, NULL, end_at_once, NULL) == 0);
+		CHECK(pthread_join(thread, NULL) == 0);
+		CHECK(undone == 1);
+		CHECK(fcntl(pipe_ends[0], F_GETFD) == -1);
+		CHECK(close(pipe_ends[1]) == 0);
+		CHECK(vmsrs_mutex_lock(&mutex) == VMSRS_OK);
+		CHECK(vmsrs_mutex_unlock(&mutex) == VMSRS_OK);
+		all_are_free();
+	}
+}
+
+static void look_at_exit(void)
+{
+	CHECK(undone == 1);
+	CHECK(fcntl(pipe_ends[0], F_GETFD) == -1);
+}
+
+/* Handlers that were registered earlier are called later. */
+static void leave_and_exit(void)
+{
+	CHECK(atexit(look_at_exit) == 0);
+	CHECK(vmsrs_mutex_init(&mutex, NULL, NULL) == VMSRS_OK);
+	take_all();
+	exit(0);
+}
+
 struct mode {
 	const char *name;
 	void (*run)(void);
@@ -524,6 +585,8 @@ static const struct mode modes[] = {
 	{ "defers", leave_defers },
 	{ "steps", leave_steps },
 	{ "member", leave_as_a_member },
+	{ "end", leave_and_end },
+	{ "exit", leave_and_exit },
 	{ "handler", jump_out_of_a_handler },
 	{ "landing", jump_out_of_the_landing },
 	{ "failing-handler", fail_in_a_handler },

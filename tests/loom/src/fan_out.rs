@@ -56,7 +56,7 @@ impl FanOut {
     /// wait is on other stacks, the trial of the C library's heap among it, and has no part in the model.
     pub fn land(&self) -> bool {
         let taken_back = self.slots.take_back(STARTER);
-        while self.slots.has_started(STARTER) {
+        while self.slots.awaits(STARTER) {
             loom::thread::yield_now();
         }
         self.borrowed.touch();
