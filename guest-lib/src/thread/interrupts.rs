@@ -32,7 +32,8 @@ const WAYS_OUT: u16 = 25;
 const STEP_LIMIT: Duration = Duration::from_millis(50);
 
 /// How long a thread goes on whose standard stream has failed: it gives back locks, and may unwind its stack.
-const GRACE: Duration = Duration::from_millis(50);
+/// [`WAYS_OUT`] times are less than the second after which the driver fails the request without its thread.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// Runs code that must not be cut short, on a thread with or without a request: see [`Thread::critical`].
 pub(crate) fn uninterrupted<T>(code: impl FnOnce() -> T) -> T {
