@@ -9,7 +9,6 @@ use axum::routing::{get, post};
 use vmsrs::App;
 
 /// All paths of the server.
-#[must_use]
 pub fn router(app: &'static App) -> Router {
     Router::new()
         .route("/users/{user}/notes", get(list).post(add))
