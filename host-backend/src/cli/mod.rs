@@ -4,6 +4,7 @@ mod doctor;
 mod exit;
 mod incidents;
 mod memory;
+mod metrics;
 mod run;
 mod scrub;
 mod status;
@@ -42,6 +43,7 @@ enum Command {
     Status(status::Arguments),
     Incidents(incidents::Arguments),
     Scrub(scrub::Arguments),
+    Metrics(metrics::Arguments),
 }
 
 impl Command {
@@ -52,6 +54,7 @@ impl Command {
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
+            Self::Metrics(_) => false,
         }
     }
 
@@ -62,6 +65,7 @@ impl Command {
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
             Self::Scrub(arguments) => scrub::run(&arguments),
+            Self::Metrics(arguments) => metrics::run(&arguments),
         }
     }
 }

@@ -19,7 +19,7 @@ pub use self::facts::{
     LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
 };
 pub use self::server::{Reservation, Server, ServerError};
-pub use self::socket::{Folder, PathError, default_path};
+pub use self::socket::{Folder, PathError, default_path, sockets};
 use crate::devices::net::NetCounts;
 use crate::engine::{Position, ScrubCounts};
 

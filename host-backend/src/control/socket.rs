@@ -50,14 +50,48 @@ pub enum PathError {
 ///
 /// Fails when the name is not possible, or the variable is not set.
 pub fn default_path(name: &str) -> Result<PathBuf, PathError> {
+    path_in(runtime_folder(), name)
+}
+
+/// Name and socket of each VM of this user that runs or has left its socket behind, of those whose socket is at its
+/// [`default_path`], by name.
+///
+/// # Errors
+///
+/// Fails when the user has no folder for run-time files.
+pub fn sockets() -> Result<Vec<(String, PathBuf)>, PathError> {
+    let folder = folder_in(runtime_folder())?;
+    Ok(sockets_in(&folder))
+}
+
+fn sockets_in(folder: &Path) -> Vec<(String, PathBuf)> {
+    // Without the folder there is no VM.
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let name = name.strip_suffix(".sock")?.to_owned();
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        is_socket.then(|| (name, entry.path()))
+    });
+    let mut sockets: Vec<_> = named.collect();
+    sockets.sort();
+    sockets
+}
+
+fn runtime_folder() -> Option<PathBuf> {
     // SAFETY: the call has no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
-    let folder = if root {
+    if root {
         Some(PathBuf::from("/run"))
     } else {
         std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
-    };
-    path_in(folder, name)
+    }
+}
+
+/// The folder of the sockets.
+fn folder_in(folder: Option<PathBuf>) -> Result<PathBuf, PathError> {
+    let folder = folder.filter(|folder| folder.is_absolute());
+    Ok(folder.ok_or(PathError::NoRuntimeFolder)?.join(FOLDER))
 }
 
 fn path_in(folder: Option<PathBuf>, name: &str) -> Result<PathBuf, PathError> {
@@ -69,10 +103,7 @@ fn path_in(folder: Option<PathBuf>, name: &str) -> Result<PathBuf, PathError> {
     if !possible {
         return Err(PathError::Name(name.to_owned()));
     }
-    let folder = folder
-        .filter(|folder| folder.is_absolute())
-        .ok_or(PathError::NoRuntimeFolder)?;
-    Ok(folder.join(FOLDER).join(format!("{name}.sock")))
+    Ok(folder_in(folder)?.join(format!("{name}.sock")))
 }
 
 /// A listening socket in the file system; dropping it removes what it made there.
@@ -268,6 +299,23 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(socket);
         assert!(!path.parent().unwrap().exists());
+    }
+
+    #[test]
+    fn sockets_of_running_vms_are_found_by_name() {
+        let place = tempfile::tempdir().unwrap();
+        let bind = |name: &str| {
+            let path = place.path().join(name);
+            BoundSocket::bind(&path, Folder::MustExist).unwrap()
+        };
+        let _vms = ["web.sock", "db-1.sock", "other"].map(bind);
+        fs::write(place.path().join("file.sock"), "").unwrap();
+        let names: Vec<_> = sockets_in(place.path())
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["db-1", "web"]);
+        assert!(sockets_in(&place.path().join("none")).is_empty());
     }
 
     #[test]

@@ -491,6 +491,9 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     };
     let status = run(&["status"]);
     assert!(String::from_utf8_lossy(&status.stdout).contains("vault"));
+    let metrics = String::from_utf8(run(&["metrics"]).stdout).unwrap();
+    assert!(metrics.contains("vmsrs_up{vm=\"vm\"} 1\n"), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
     let incidents = run(&["incidents"]);
     assert_eq!(incidents.stdout, b"no incidents\n");
     let page = run(&["incidents", "--html", "-"]);
@@ -620,7 +623,12 @@ fn a_vm_that_does_not_run_cannot_be_reached() {
     let stale = place.path("stale.sock");
     drop(UnixListener::bind(&stale).unwrap());
     for path in [&socket, &stale] {
-        for arguments in [&["status"][..], &["incidents"], &["incidents", "7"]] {
+        for arguments in [
+            &["status"][..],
+            &["incidents"],
+            &["incidents", "7"],
+            &["metrics"],
+        ] {
             let output = vmsrs()
                 .args(arguments)
                 .args(["--socket", path])
@@ -664,11 +672,16 @@ fn the_doctor_says_whether_this_machine_can_run_a_guest() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "doctor", "status", "incidents", "scrub"] {
+    for command in ["run", "doctor", "status", "incidents", "scrub", "metrics"] {
         let output = vmsrs().args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();
-        for part in ["Usage:", "--json", "Examples:", "Exit codes:"] {
+        // Metrics have a format of their own.
+        let json = (command != "metrics").then_some("--json");
+        for part in ["Usage:", "Examples:", "Exit codes:"]
+            .into_iter()
+            .chain(json)
+        {
             assert!(text.contains(part), "{command}: no {part:?}");
         }
     }

@@ -1,0 +1,133 @@
+//! `vmsrs metrics`: the state of running VMs for a monitoring system.
+
+mod families;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::text::write_text;
+use super::{Exit, Failure};
+use crate::control::{Client, ClientError, Request, Response, VmStatus, default_path, sockets};
+
+/// Write metrics of running VMs, in the text format of OpenMetrics
+///
+/// Asks all VMs of this user, or those that are named. A VM that runs and does not answer has vmsrs_up 0. With --output the
+/// file is replaced as a whole, so that the textfile collector of Prometheus's node exporter never reads half of one.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vmsrs metrics
+  vmsrs metrics --name web --output /var/lib/prometheus/node-exporter/vmsrs.prom
+
+Exit codes: 0 success, 1 the file cannot be written, 2 invalid command line, 4 a VM that was named is not reachable.")]
+pub(super) struct Arguments {
+    /// Name of a VM; may be repeated [default: all VMs of this user that run]
+    #[arg(long)]
+    name: Vec<String>,
+    /// Path of a VM's control socket; may be repeated
+    #[arg(long, value_name = "PATH")]
+    socket: Vec<PathBuf>,
+    /// Replace this file instead of writing to standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let vms = if arguments.name.is_empty() && arguments.socket.is_empty() {
+        all_running()?
+    } else {
+        named(arguments)?
+    };
+    let text = families::text(&vms);
+    match &arguments.output {
+        None => write_text(&text)?,
+        Some(path) => replace(path, text.as_bytes())
+            .with_context(|| format!("{} cannot be written", path.display()))
+            .map_err(|error| Failure::new(Exit::Failure, error))?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// A VM, and its state if it answers.
+struct Vm {
+    name: String,
+    status: Option<Box<VmStatus>>,
+}
+
+fn all_running() -> Result<Vec<Vm>, Failure> {
+    let sockets = sockets().map_err(|error| Failure::new(Exit::Usage, error))?;
+    let vms = sockets.into_iter().filter_map(|(name, path)| {
+        let status = match status(&path) {
+            Ok(status) => Some(status),
+            // The VM has ended, perhaps just now.
+            Err(ClientError::Connect { .. }) => return None,
+            Err(_) => None,
+        };
+        Some(Vm { name, status })
+    });
+    Ok(vms.collect())
+}
+
+fn named(arguments: &Arguments) -> Result<Vec<Vm>, Failure> {
+    let named = arguments.name.iter().map(|name| default_path(name));
+    let mut paths = named
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    paths.extend_from_slice(&arguments.socket);
+    let vms = paths.iter().map(|path| {
+        let status = status(path)?;
+        Ok(Vm {
+            name: status.name.clone(),
+            status: Some(status),
+        })
+    });
+    vms.collect()
+}
+
+fn status(path: &Path) -> Result<Box<VmStatus>, ClientError> {
+    match Client::connect(path)?.ask(Request::Status {})? {
+        Response::Status(status) => Ok(status),
+        _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
+    }
+}
+
+/// Writes a file beside the one at `path`, and has it take that one's place. Others may read it.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let beside = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.write_all(content)?;
+        fs::rename(&beside, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_or_left_as_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("vmsrs.prom");
+        for content in ["first", "second"] {
+            replace(&path, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        let folder = place.path().join("folder");
+        fs::create_dir_all(folder.join("inside")).unwrap();
+        replace(&folder, b"third").unwrap_err();
+        replace(&place.path().join("none/vmsrs.prom"), b"third").unwrap_err();
+        let left = fs::read_dir(place.path()).unwrap().count();
+        assert_eq!(left, 2, "a temporary file is left");
+    }
+}
