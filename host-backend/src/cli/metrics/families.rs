@@ -286,6 +286,38 @@ mod tests {
         })
     }
 
+    /// Names of this program's metrics in a text.
+    fn names(text: &str) -> impl Iterator<Item = &str> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("vmsrs_"))
+    }
+
+    #[test]
+    fn alert_rules_and_documentation_name_the_metrics_that_there_are() {
+        let vm = Vm {
+            name: "web".into(),
+            status: Some(status()),
+        };
+        let text = text(&[vm]);
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let mut known: Vec<_> = samples.flat_map(names).collect();
+        // Without samples there.
+        known.push("vmsrs_device_errors_total");
+        let file = |path| std::fs::read_to_string(path).unwrap();
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let rules = file(format!("{root}/packaging/prometheus/vmsrs.rules.yml"));
+        for name in names(&rules) {
+            assert!(known.contains(&name), "{name} is no metric");
+        }
+        let page = file(format!("{root}/docs/reference-cli.md"));
+        for name in known {
+            assert!(
+                page.contains(&format!("`{name}`")),
+                "{name} is not documented"
+            );
+        }
+    }
+
     #[test]
     fn each_vm_has_its_rows() {
         let vm = |name: &str, status| Vm {
