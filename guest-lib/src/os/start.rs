@@ -8,7 +8,8 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-/// Runs `work` on a new thread, which nobody joins: whoever waits for it may be cut short. A panic ends there.
+/// Runs `work` on a new, detached thread: a thread that is cut short before it has joined this one would leak its stack. A panic
+/// ends there.
 ///
 /// # Errors
 ///

@@ -65,7 +65,7 @@ pub fn sockets() -> Result<Vec<(String, PathBuf)>, PathError> {
 }
 
 fn sockets_in(folder: &Path) -> Vec<(String, PathBuf)> {
-    // Without the folder there is no VM.
+    // If the folder is missing, no VM runs.
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let named = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;

@@ -48,7 +48,7 @@ struct NetworkLabels {
     outcome: &'static str,
 }
 
-/// A gauge that is no whole number.
+/// A gauge with a fractional value.
 type Fraction = Gauge<f64, AtomicU64>;
 
 /// The metrics of these VMs in the text format.
@@ -307,7 +307,7 @@ mod tests {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
         let rules = file(format!("{root}/packaging/prometheus/vmsrs.rules.yml"));
         for name in names(&rules) {
-            assert!(known.contains(&name), "{name} is no metric");
+            assert!(known.contains(&name), "there is no metric {name}");
         }
         let page = file(format!("{root}/docs/reference-cli.md"));
         for name in known {

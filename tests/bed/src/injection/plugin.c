@@ -6,12 +6,12 @@
  * (helper_vmrun() in target/i386/tcg/system/svm_helper.c, up to 11.1 at least). If the CPU leaves its
  * execution loop before the next exit or exception, because its instruction budget ends or another
  * thread wants something of it, QEMU takes that for an exception and delivers the vector again,
- * whether or not interrupts are off. A guest then spins for ever on a lock that it holds itself, or,
+ * whether or not interrupts are off. A guest then spins forever on a lock that it holds itself, or,
  * if that happens at the first instruction of an entry to the kernel, goes on there with the
  * program's GS base or stack: it faults until its stack ends, or dies by a double fault.
  *
- * helper_vmrun() only returns if there is no exception to deliver (all others leave by longjmp), so
- * a vector that is there then is a stale one.
+ * helper_vmrun() returns only when no exception is pending (otherwise it leaves by longjmp), so a
+ * vector that is still set when it returns is stale.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
