@@ -1,11 +1,14 @@
-//! An error in the middle of a panic costs its request: later panics, of any thread, are as ever.
+//! An error in the middle of a panic costs its request: later panics, of any thread, are as ever. Processes of their own: the test
+//! harness takes the hook, and nobody can after a panic was cut short.
 
+#[path = "common/child.rs"]
+mod child;
 mod common;
 
+use child::in_a_child;
 use common::{domain, failure, null_write, success};
 use std::fmt;
 use std::panic::{self, PanicHookInfo};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmsrs::Kind;
 
@@ -40,24 +43,6 @@ fn all_goes_on() {
 
 /// The next hook is an error.
 static CRASH: AtomicBool = AtomicBool::new(false);
-
-/// Runs it in a process of its own, which does not end by the test harness: that takes the hook, and nobody can after a panic was
-/// cut short.
-fn in_a_child(name: &str, test: impl FnOnce()) {
-    const CHILD: &str = "VMSRS_TEST_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        test();
-        // SAFETY: ends the process; a test that fails ends otherwise.
-        unsafe { libc::_exit(0) };
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {errors}", output.status);
-}
 
 #[test]
 fn error_in_a_panic_hook_costs_its_request() {

@@ -1,37 +1,26 @@
 //! A deadline while a request prints or reads by Rust's library, which has locks for that. Processes of their own: a stream that
 //! stays locked would be the test harness's.
 
+#[path = "common/child.rs"]
+mod child;
 mod common;
 
+use child::in_a_child;
 use common::{domain, success};
 use std::fs::{self, File};
 use std::io::{Read, Write, stdin};
 use std::os::fd::FromRawFd;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use vmsrs::{Kind, Options, RunError};
 
-/// What the child exits with if it succeeds: a harness that runs no test exits with another one.
-const SUCCESS: i32 = 77;
-
-/// Runs it in a process whose `descriptor` is a pipe: that nobody reads, or nobody writes to, until a request has failed.
-fn in_a_child(name: &str, descriptor: i32, request: fn(), next: fn()) {
-    const CHILD: &str = "VMSRS_TEST_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        child(descriptor, request, next);
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(SUCCESS), "{errors}");
+/// Runs them in a process whose `descriptor` is a pipe: that nobody reads, or nobody writes to, until a request has failed.
+fn with_a_pipe(name: &str, descriptor: i32, request: fn(), next: fn()) {
+    in_a_child(name, || run(descriptor, request, next));
 }
 
-fn child(descriptor: i32, request: fn(), next: fn()) -> ! {
+fn run(descriptor: i32, request: fn(), next: fn()) {
     static ENDED: AtomicBool = AtomicBool::new(false);
     let mut ends = [0; 2];
     // SAFETY: a pipe in the place of the descriptor; a hang fails the test.
@@ -89,8 +78,6 @@ fn child(descriptor: i32, request: fn(), next: fn()) -> ! {
     }
     thread::spawn(next).join().unwrap();
     success(domain, |_| next());
-    // SAFETY: ends the process; an error above ends it otherwise.
-    unsafe { libc::_exit(SUCCESS) }
 }
 
 fn read_a_line() {
@@ -101,7 +88,7 @@ fn read_a_line() {
 
 #[test]
 fn deadline_while_a_request_prints_locks_nobody_out() {
-    in_a_child(
+    with_a_pipe(
         "deadline_while_a_request_prints_locks_nobody_out",
         libc::STDOUT_FILENO,
         || {
@@ -115,7 +102,7 @@ fn deadline_while_a_request_prints_locks_nobody_out() {
 
 #[test]
 fn deadline_while_a_request_prints_an_error_locks_nobody_out() {
-    in_a_child(
+    with_a_pipe(
         "deadline_while_a_request_prints_an_error_locks_nobody_out",
         libc::STDERR_FILENO,
         || {
@@ -129,7 +116,7 @@ fn deadline_while_a_request_prints_an_error_locks_nobody_out() {
 
 #[test]
 fn deadline_while_a_request_reads_a_line_locks_nobody_out() {
-    in_a_child(
+    with_a_pipe(
         "deadline_while_a_request_reads_a_line_locks_nobody_out",
         libc::STDIN_FILENO,
         // Takes no notice of the error, and ends as if all were well.
