@@ -44,6 +44,7 @@ pub use api::lease::Lease;
 pub use api::mutex::Mutex;
 pub use api::options::{Audit, Options};
 pub use api::request::{Entered, stack_bounds};
+pub use api::slab::CHUNK_OVERHEAD;
 pub use api::task::{Step, Task};
 pub use api::ticket::{JoinError, Ticket};
 pub use api::whole::DomainInfo;

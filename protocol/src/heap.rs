@@ -6,12 +6,15 @@
 //! ```text
 //! block: BlockHeader | bytes | red zone
 //! free:  BlockHeader | links of its list | poison, where a block was freed
+//! slab:  BlockHeader | red zone, then its chunks:
+//! taken: BlockHeader | bytes | red zone
+//! given: BlockHeader | what the server keeps there | poison | red zone
 //! ```
 
 /// Revision of the marks.
 ///
 /// cbindgen:ignore
-pub const REVISION: usize = 2;
+pub const REVISION: usize = 3;
 
 /// Minimum alignment of a block.
 ///
@@ -38,6 +41,24 @@ pub enum State {
     Freed = 0x4652_4545,
     /// Free space.
     Free = 0x524f_4f4d,
+    /// The beginning of a slab. Its chunks follow, as many as are taken or given.
+    Slab = 0x4241_5345,
+    /// A chunk of a slab, in use.
+    Taken = 0x5441_4b45,
+    /// A chunk of a slab, free. Its size is what the server keeps of it.
+    Given = 0x4749_5645,
+}
+
+impl State {
+    /// All of them, the likeliest first.
+    const ALL: [Self; 6] = [
+        Self::Live,
+        Self::Free,
+        Self::Freed,
+        Self::Taken,
+        Self::Given,
+        Self::Slab,
+    ];
 }
 
 /// Header before the bytes of a block.
@@ -89,8 +110,7 @@ impl BlockHeader {
     pub fn state(self, address: u64) -> Option<State> {
         let sum = self.check.wrapping_mul(INVERSE);
         let state = sum.wrapping_sub(address).wrapping_sub(self.meta);
-        let states = [State::Live, State::Free, State::Freed];
-        states.into_iter().find(|&known| known as u64 == state)
+        State::ALL.into_iter().find(|&known| known as u64 == state)
     }
 
     /// Size of the block in bytes.
@@ -151,7 +171,7 @@ mod tests {
     #[test]
     fn every_changed_bit_of_a_block_header_is_seen() {
         for (address, size, room) in [(0x1000, 40, 64), (0x7f12_3456_7890, 100, 112)] {
-            for state in [State::Live, State::Free, State::Freed] {
+            for state in State::ALL {
                 let header = BlockHeader::new(address, size, room, state);
                 assert_eq!(header.state(address), Some(state));
                 assert_eq!(header.state(address + 16), None);

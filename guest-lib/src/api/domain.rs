@@ -97,7 +97,7 @@ impl Domain {
 
     /// Runs code on the calling thread, whose request holds this domain, while no other thread of
     /// that request uses its heaps.
-    fn holding<T>(
+    pub(super) fn holding<T>(
         &self,
         code: impl FnOnce(&'static Thread) -> Result<T, Error>,
     ) -> Result<T, Error> {
@@ -132,13 +132,18 @@ impl Domain {
                 .unwrap_or_else(|damage| fail(damage));
             thread.state().note_heap(self);
             let block = block.ok_or(Error::OutOfMemory { size })?;
-            let noted = Noted {
-                domain: self,
-                address: block.as_ptr() as u64,
-            };
-            thread.state().recent().note(thread.state().tag(), noted);
+            self.note_recent(thread, block);
             Ok(block)
         })
+    }
+
+    /// Notes what the request has taken, for the audit.
+    pub(super) fn note_recent(&'static self, thread: &Thread, block: NonNull<u8>) {
+        let noted = Noted {
+            domain: self,
+            address: block.as_ptr() as u64,
+        };
+        thread.state().recent().note(thread.state().tag(), noted);
     }
 
     /// Gives a block back. A pointer that is not a live block of the domain makes the request fail
@@ -154,22 +159,26 @@ impl Domain {
     /// Nobody uses the block afterwards.
     pub unsafe fn deallocate(&'static self, block: NonNull<u8>) -> Result<(), Error> {
         self.holding(|thread| {
-            let address = block.as_ptr() as u64;
-            let mut heap = thread.state().heap(self);
-            heap.retire(address).unwrap_or_else(|damage| fail(damage));
-            let noted = Noted {
-                domain: self,
-                address,
-            };
-            let (state, tag) = (thread.state(), thread.state().tag());
-            let oldest = state.quarantine().note(tag, noted);
-            if let Some(oldest) = oldest {
-                let mut heap = thread.state().heap(oldest.domain);
-                heap.release(oldest.address)
-                    .unwrap_or_else(|damage| fail(damage));
-            }
+            self.retire(thread, block.as_ptr() as u64);
             Ok(())
         })
+    }
+
+    /// Puts a live block in quarantine; what has been there longest goes back to its heap.
+    pub(super) fn retire(&'static self, thread: &Thread, address: u64) {
+        let mut heap = thread.state().heap(self);
+        heap.retire(address).unwrap_or_else(|damage| fail(damage));
+        let noted = Noted {
+            domain: self,
+            address,
+        };
+        let (state, tag) = (thread.state(), thread.state().tag());
+        let oldest = state.quarantine().note(tag, noted);
+        if let Some(oldest) = oldest {
+            let mut heap = thread.state().heap(oldest.domain);
+            heap.release(oldest.address)
+                .unwrap_or_else(|damage| fail(damage));
+        }
     }
 
     /// Changes a block's size, in its place or by moving it; the alignment of a moved block is 16.
@@ -279,6 +288,6 @@ fn not_ended<E>(stop: Box<Stop>) -> RunError<E> {
     }
 }
 
-fn fail(damage: Damage) -> ! {
+pub(super) fn fail(damage: Damage) -> ! {
     thread::fail_request(damage.kind, damage.address, &[])
 }

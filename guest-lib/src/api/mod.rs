@@ -11,6 +11,7 @@ pub(crate) mod lease;
 pub(crate) mod mutex;
 pub(crate) mod options;
 pub(crate) mod request;
+pub(crate) mod slab;
 pub(crate) mod task;
 pub(crate) mod ticket;
 pub(crate) mod whole;

@@ -20,6 +20,7 @@ pub mod mutex;
 pub mod options;
 pub mod request;
 pub mod run;
+pub mod slab;
 pub mod task;
 mod ticket;
 pub mod whole;

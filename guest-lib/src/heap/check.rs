@@ -11,7 +11,7 @@ use super::{Chunk, Damage, Heap, PAGE};
 const MAPPED_MAX: u64 = 64;
 
 /// How far after a range a chunk can begin whose header or red zone reaches into the range, rounded up.
-const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
+pub(super) const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
 
 /// Checks pages of a heap one after the other.
 pub(crate) struct PageCheck<'a> {
@@ -53,6 +53,7 @@ impl<'a> PageCheck<'a> {
         match self.near.marked(address, REACH) {
             Some([false, false]) => Ok(()),
             Some([true, false]) => self.heap.check_blocks(span, address, address + PAGE as u64),
+            Some([false, true]) => self.heap.check_page(address),
             _ => self.heap.check_page_of(span, address),
         }
         .map(|()| true)
@@ -109,6 +110,7 @@ impl Heap {
     /// The first damage found.
     pub(crate) fn check_page(&self, address: u64) -> Result<(), Damage> {
         let span = self.span_of(address).ok_or(Damage::corrupt(address))?;
+        Self::check_marked(span, address)?;
         self.check_page_of(span, address)
     }
 
@@ -119,14 +121,14 @@ impl Heap {
         }
         if address < span.first() && self.blocks() <= MAPPED_MAX {
             let (starts, fills) = span.mapped(address, to);
-            let end = |address| Self::chunk(span, address).map(|chunk| chunk.end());
             let first = span.first();
+            let check = |address| Self::chunk(span, address);
             Self::check_chunks(
                 span,
                 starts.start.max(first),
                 starts.end,
                 Chunk::is_live,
-                end,
+                check,
             )?;
             check_fill(span, fills.start.max(first), fills.end)?;
         }
@@ -162,7 +164,7 @@ impl Heap {
 
     /// Checks the chunks of a range of an extent, and that they follow each other without a gap. With `is_whole`, if it
     /// says that nothing is wrong with the chunk at an address and that its room ends at another one; otherwise with
-    /// `check`, which returns where a chunk's room ends.
+    /// `check`, which returns the chunk.
     #[expect(clippy::inline_always, reason = "for each page or block of an audit")]
     #[inline(always)]
     fn check_chunks(
@@ -170,7 +172,7 @@ impl Heap {
         from: u64,
         to: u64,
         is_whole: impl Fn(u64, u64) -> bool,
-        check: impl Fn(u64) -> Result<u64, Damage>,
+        check: impl Fn(u64) -> Result<Chunk, Damage>,
     ) -> Result<(), Damage> {
         if from >= to {
             return Ok(());
@@ -206,7 +208,8 @@ impl Heap {
             if address >= to + header {
                 return Ok(());
             }
-            let end = check(address)?;
+            let chunk = check(address)?;
+            let end = chunk.end();
             let after = end + header;
             match later.next() {
                 Some(next) if next < after => return Err(Damage::corrupt(next)),
@@ -216,17 +219,21 @@ impl Heap {
                 _ => return Err(Damage::corrupt(after)),
             }
             address = after;
+            if chunk.is_of_slab() {
+                address = later.pass(address, to + header, Chunk::is_whole_of_slab);
+            }
         }
     }
 
-    /// Checks one chunk; returns where its room ends.
-    fn check_chunk(&self, span: Span, address: u64) -> Result<u64, Damage> {
+    /// Checks one chunk, and returns it.
+    fn check_chunk(&self, span: Span, address: u64) -> Result<Chunk, Damage> {
         let chunk = Self::chunk(span, address)?;
         match chunk.state {
-            State::Live | State::Freed => chunk.check_red_zone()?,
+            State::Live | State::Freed | State::Slab => chunk.check_red_zone()?,
             State::Free => self.check_links(&chunk)?,
+            State::Taken | State::Given => chunk.check_zones()?,
         }
-        Ok(chunk.end())
+        Ok(chunk)
     }
 }
 
@@ -295,7 +302,7 @@ mod tests {
                     let chunk = span.starts().before(address + 1 + BLOCK_HEADER as u64);
                     if let Some(chunk) = chunk.filter(|&chunk| span.can_start(chunk)) {
                         let live = Heap::chunk(span, chunk).is_ok_and(|chunk| chunk.state == State::Live);
-                        let end = heap.check_chunk(span, chunk).ok().filter(|_| live);
+                        let end = heap.check_chunk(span, chunk).ok().map(|chunk| chunk.end()).filter(|_| live);
                         let next = span.starts().next(chunk + GRAIN as u64, span.end());
                         if let Some(next) = next {
                             let next = next - BLOCK_HEADER as u64;

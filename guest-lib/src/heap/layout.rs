@@ -3,12 +3,13 @@
 //! ```text
 //! extent 0:  DomainHeader | starts | fills | heap ...
 //! extent n:  starts | fills | heap ...
-//! heap:      chunk | chunk | ...        a block or free room, each with a BlockHeader before it
+//! heap:      chunk | chunk | ...        a block, free room or part of a slab, each with a BlockHeader before it
 //! ```
 //!
 //! An extent has two bitmaps with one bit for each 16 bytes. In *starts* it is set where a chunk's bytes
 //! begin, so a pointer is known to be a block without reading through it, and the audit finds all
-//! chunks. In *fills* it is set where free room is filled with [`POISON`] and must still be.
+//! chunks. In *fills* it is set where free room is filled with [`POISON`] and must still be, and as a mark in
+//! chunks of slabs (`slab.rs`).
 
 use std::mem::{align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;

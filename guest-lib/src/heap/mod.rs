@@ -11,14 +11,17 @@ mod bins;
 mod check;
 pub(crate) mod layout;
 mod room;
+mod slab;
 mod span;
 
 pub(crate) use check::PageCheck;
+pub(crate) use layout::GRAIN;
+pub(crate) use slab::CHUNK_OVERHEAD;
 
 use crate::failure::Kind;
 use crate::shared::backend::Backend;
 use layout::{
-    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, MAPS_PER_PAGE,
+    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, MAGIC, MAPS_PER_PAGE,
     POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
 use span::Span;
@@ -50,7 +53,7 @@ impl Damage {
     }
 }
 
-/// A block or free room: where its bytes are, and its header, which was found good.
+/// A block, free room or part of a slab: where its bytes are, and its header, which was found good.
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     span: Span,
@@ -432,13 +435,13 @@ impl Heap {
         let span = self.span_of(address).ok_or(foreign)?;
         match Self::chunk_in(span, address, State::Live) {
             Some(block) => Ok(block),
-            None => Err(Self::why_not_live(span, address)),
+            None => Err(Self::why_not_in_use(span, address)),
         }
     }
 
-    /// What is wrong with the block at an address that is not a live one.
+    /// What is wrong with what is given back at an address, which is not what can be given back so.
     #[cold]
-    fn why_not_live(span: Span, address: u64) -> Damage {
+    fn why_not_in_use(span: Span, address: u64) -> Damage {
         if !span.can_start(address) {
             return Damage::new(Kind::ForeignFree, address);
         }
@@ -446,7 +449,7 @@ impl Heap {
             return Damage::new(Self::kind_of_bad_pointer(span, address), address);
         }
         match Self::chunk(span, address) {
-            Ok(_) => Damage::new(Kind::DoubleFree, address),
+            Ok(chunk) => Damage::new(Self::kind_of_free(&chunk), address),
             Err(damage) => damage,
         }
     }
@@ -456,9 +459,14 @@ impl Heap {
     fn kind_of_bad_pointer(span: Span, address: u64) -> Kind {
         let before = span.starts().before(address);
         let chunk = before.and_then(|before| Self::chunk(span, before).ok());
-        match chunk {
-            Some(chunk) if chunk.state == State::Live => Kind::ForeignFree,
-            _ => Kind::DoubleFree,
+        chunk.map_or(Kind::DoubleFree, |chunk| Self::kind_of_free(&chunk))
+    }
+
+    /// What it is to give something back as what it is not.
+    fn kind_of_free(chunk: &Chunk) -> Kind {
+        match chunk.state {
+            State::Live | State::Slab | State::Taken => Kind::ForeignFree,
+            State::Freed | State::Free | State::Given => Kind::DoubleFree,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::bins::{Bins, list_for, list_of};
 use super::layout::{BLOCK_HEADER, BlockHeader, GRAIN, POISON, State};
+use super::slab::is_mark;
 use super::span::Span;
 use super::{Chunk, Damage, Heap, first_other};
 use crate::failure::Kind;
@@ -307,7 +308,7 @@ pub(super) fn check_fill(span: Span, from: u64, to: u64) -> Result<(), Damage> {
         // SAFETY: the bits stand for these bytes of the extent, which the request holds.
         let filled =
             unsafe { std::slice::from_raw_parts(place as *const u8, (at - place) as usize) };
-        if let Some(wrong) = first_other(filled, POISON) {
+        if let Some(wrong) = first_other(filled, POISON).filter(|_| !is_mark(span, place, at)) {
             return Err(Damage::new(Kind::UseAfterFree, place + wrong as u64));
         }
     }
