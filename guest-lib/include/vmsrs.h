@@ -938,6 +938,90 @@ VMSRS_MUST_USE uint32_t vmsrs_domain_number(const struct vmsrs_domain *domain);
  */
 VMSRS_MUST_USE struct vmsrs_domain *vmsrs_held_domain(uint32_t number);
 
+/** Bytes of each chunk of a slab that are the library's. */
+#define VMSRS_CHUNK_OVERHEAD 24
+
+/**
+ * Allocates a slab in a domain: chunks that the server gives out itself.
+ *
+ * A chunk begins every chunk_bytes bytes, of which the last
+ * VMSRS_CHUNK_OVERHEAD before the next chunk are the library's. The server
+ * keeps its free lists, and says what it gives out (vmsrs_slab_take()) and gets
+ * back (vmsrs_slab_give()). So an overrun from one chunk into the next is
+ * found, and so are writes to a free chunk.
+ *
+ * All chunks of a new slab are free. The first keep bytes of each are the
+ * server's, for links, and undefined. The call writes to all chunks.
+ *
+ * vmsrs_free() and vmsrs_realloc() take no chunks: they fail the request.
+ * vmsrs_usable_size() tells the size that a chunk was taken with.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param chunk_bytes Bytes from one chunk to the next: a multiple of 16, at
+ *     least 32.
+ * @param chunks How many; at least 1. The slab is smaller than 4 MiB.
+ * @param keep Bytes at the start of each chunk.
+ * @return The first chunk, aligned to 16 bytes, or null with errno, as
+ *     vmsrs_alloc(); EINVAL also for a wrong size.
+ */
+VMSRS_MUST_USE
+void *vmsrs_slab_alloc(const struct vmsrs_domain *domain, size_t chunk_bytes,
+		       size_t chunks, size_t keep);
+
+/**
+ * Says that a free chunk of a slab is in use.
+ *
+ * What the server kept of the chunk stays as it is; the rest is undefined.
+ * Nothing but the chunk is written to. A pointer that is not a free chunk fails
+ * the request (VMSRS_KIND_HEAP_CORRUPT): a list of the server is wrong. So does
+ * a chunk that was written to since it was free (VMSRS_KIND_USE_AFTER_FREE);
+ * this does not return then.
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param chunk The chunk.
+ * @param size Bytes of it that are used: what follows them is a red zone.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain or chunk is null, or the chunk has fewer bytes.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ */
+int vmsrs_slab_take(const struct vmsrs_domain *domain, void *chunk,
+		    size_t size);
+
+/**
+ * Says that a chunk of a slab is free.
+ *
+ * Up to 1024 bytes after the first keep ones are filled with a pattern. A
+ * pointer that is not a chunk in use fails the request, and so does a chunk
+ * that was written past its size, as in vmsrs_free().
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param chunk The chunk.
+ * @param keep Bytes at its start that stay, and that the server may write to:
+ *     links of its list.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain or chunk is null, or the chunk has fewer bytes.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ */
+int vmsrs_slab_give(const struct vmsrs_domain *domain, void *chunk,
+		    size_t keep);
+
+/**
+ * Frees a slab, whatever its chunks are.
+ *
+ * A pointer that is not the first chunk of a slab fails the request, as in
+ * vmsrs_free().
+ *
+ * @param domain A domain that the request of the calling thread holds.
+ * @param slab What vmsrs_slab_alloc() has returned.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL domain or slab is null.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ENOTHELD
+ */
+int vmsrs_slab_free(const struct vmsrs_domain *domain, void *slab);
+
 /** Bytes of arena that each thread of a request has. */
 #define VMSRS_ARENA_SIZE ((16 * 1024) * 1024)
 

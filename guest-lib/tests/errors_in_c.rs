@@ -130,6 +130,11 @@ fn libc_free_of_domain_block_ends_only_its_request() {
 }
 
 #[test]
+fn allocator_of_the_server_has_its_errors_found() {
+    Program::compile("cc", &[], "tests/c/slabs.c").succeed(&[]);
+}
+
+#[test]
 fn failure_without_memory_ends_only_its_request() {
     for flags in [&[][..], &["-static"]] {
         Program::compile("cc", flags, "tests/c/memory.c").succeed(&[]);

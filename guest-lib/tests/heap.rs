@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ptr::NonNull;
-use vmsrs::{Audit, Domain, Failure, Kind, Options, Request, RunError};
+use vmsrs::{Audit, CHUNK_OVERHEAD, Domain, Failure, Kind, Options, Request, RunError};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -352,4 +352,136 @@ fn usable_size_is_what_was_asked_for() {
         vmsrs::usable_size(block)
     });
     assert!(matches!(outcome, Err(RunError::Failed(failure)) if failure.kind == Kind::DoubleFree));
+}
+
+/// What a server does with a slab: which chunk it takes, with which part of its bytes, or gives back, but for which.
+fn uses() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    proptest::collection::vec((any::<usize>(), 0usize..=100), 0..200)
+}
+
+/// A slab as its server has it.
+struct Slab {
+    domain: &'static Domain,
+    first: NonNull<u8>,
+    chunk_bytes: usize,
+    /// Size, fill byte, and whether it is in use, of each chunk.
+    chunks: Vec<(usize, u8, bool)>,
+}
+
+impl Slab {
+    fn chunk(&self, number: usize) -> NonNull<u8> {
+        // SAFETY: in the slab.
+        unsafe { self.first.add(number * self.chunk_bytes) }
+    }
+
+    fn check(&self, number: usize) {
+        let (size, byte, _) = self.chunks[number];
+        // SAFETY: what the server has of a chunk.
+        let bytes = unsafe { std::slice::from_raw_parts(self.chunk(number).as_ptr(), size) };
+        assert!(bytes.iter().all(|&found| found == byte));
+    }
+
+    fn step(&mut self, which: usize, percent: usize) {
+        let number = which % self.chunks.len();
+        self.check(number);
+        let (chunk, (size, byte, in_use)) = (self.chunk(number), self.chunks[number]);
+        let new = (self.chunk_bytes - CHUNK_OVERHEAD) * percent / 100;
+        if in_use {
+            // SAFETY: what is used of it from here on is kept.
+            unsafe { self.domain.give_chunk(chunk, new) }.unwrap();
+        } else {
+            self.domain.take_chunk(chunk, new).unwrap();
+            assert_eq!(vmsrs::usable_size(chunk).unwrap(), new);
+        }
+        // What both have of it stays.
+        self.chunks[number] = (size.min(new), byte, !in_use);
+        self.check(number);
+        let byte = byte.wrapping_add(1);
+        // SAFETY: what the server has of it.
+        unsafe { chunk.write_bytes(byte, new) };
+        self.chunks[number] = (new, byte, !in_use);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// No right program is refused, and no wrong byte beside what the server has is missed at the commit.
+    #[test]
+    fn chunks_keep_their_bytes_and_wrong_bytes_are_found(
+        grains in 2usize..70,
+        chunks in 1usize..60,
+        uses in uses(),
+        place in any::<proptest::sample::Index>(),
+        flip in 1..=u8::MAX,
+    ) {
+        let domain = domain();
+        let chunk_bytes = grains * 16;
+        let first = success(domain, |_| {
+            let first = domain.allocate_slab(chunk_bytes, chunks, 0).unwrap();
+            domain.allocate(100, 16).unwrap();
+            first
+        });
+        let chunks = vec![(0, 0, false); chunks];
+        let mut slab = Slab { domain, first, chunk_bytes, chunks };
+        for uses in uses.chunks(20) {
+            run_with_whole_audit(domain, |_| {
+                uses.iter().for_each(|&(which, percent)| slab.step(which, percent));
+            })
+            .unwrap();
+        }
+        let at = place.index(slab.chunks.len() * chunk_bytes - 16);
+        let size = slab.chunks[at / chunk_bytes].0;
+        let outcome = run_with_whole_audit(domain, |_| {
+            // SAFETY: in the slab; the damage is the error under test.
+            unsafe { *first.as_ptr().add(at) ^= flip };
+        });
+        if at % chunk_bytes < size {
+            outcome.unwrap();
+        } else {
+            let kind = failed(outcome).kind;
+            prop_assert!(KINDS.contains(&kind), "{kind:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// As [`damaged_heap_never_crashes_the_allocator`], with slabs.
+    #[test]
+    fn damaged_slab_never_crashes_the_allocator(
+        grains in 2usize..70,
+        chunks in 1usize..60,
+        places in proptest::collection::vec((0usize..8192, any::<u8>()), 1..20),
+        uses in uses(),
+    ) {
+        let domain = domain();
+        let first = success(domain, |_| domain.allocate_slab(grains * 16, chunks, 8).unwrap());
+        let outcome = domain.run(|_| {
+            for &(offset, value) in &places {
+                let byte = (first.as_ptr() as usize & !0xfff) + offset;
+                // SAFETY: in the domain's first extent; the damage is the error under test.
+                unsafe { (byte as *mut u8).write_volatile(value) };
+            }
+            for &(which, percent) in &uses {
+                // SAFETY: near the slab; what is no chunk is the error under test.
+                let chunk = unsafe { first.add(which % chunks * grains * 16 + which % 3 / 2 * 16) };
+                // SAFETY: not used.
+                let outcome = match percent % 20 {
+                    0 => unsafe { domain.deallocate_slab(first) },
+                    1 => domain.allocate(percent * 10, 16).map(drop),
+                    2..11 => domain.take_chunk(chunk, percent / 4),
+                    _ => unsafe { domain.give_chunk(chunk, percent / 4) },
+                };
+                drop(outcome);
+            }
+            Ok::<_, Infallible>(())
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(RunError::Failed(failure)) => prop_assert!(KINDS.contains(&failure.kind), "{failure}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
 }

@@ -28,8 +28,8 @@ pub fn held_domain(number: u32) -> Option<&'static Domain> {
     })
 }
 
-/// Bytes that a block has: what was asked for. Those that follow are a red zone. The block is of a domain that the calling
-/// thread's request holds. A pointer into such a domain that is not a live block makes the request fail, as in
+/// Bytes that a block, or a chunk of a slab that is in use, has: what was asked for. Those that follow are a red zone. The block is of a domain
+/// that the calling thread's request holds. A pointer into such a domain that is not a live block makes the request fail, as in
 /// [`crate::Domain::deallocate`].
 ///
 /// # Errors

@@ -7,7 +7,9 @@ use crate::state::domain::Domain;
 use std::ptr::NonNull;
 
 /// Bytes of each chunk of a slab that are the library's: a chunk of `n` bytes can be taken with `n - CHUNK_OVERHEAD`.
-pub const CHUNK_OVERHEAD: usize = heap::CHUNK_OVERHEAD;
+pub const CHUNK_OVERHEAD: usize = 24;
+
+const _: () = assert!(CHUNK_OVERHEAD == heap::CHUNK_OVERHEAD);
 
 const TOO_MUCH: Error = Error::Argument("a chunk has fewer bytes");
 

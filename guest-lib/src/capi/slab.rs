@@ -5,9 +5,6 @@ use crate::{Domain, Error};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
 
-/// Bytes of each chunk of a slab that are the library's.
-pub const VMSRS_CHUNK_OVERHEAD: usize = crate::CHUNK_OVERHEAD;
-
 /// Allocates a slab in a domain: chunks that the server gives out itself.
 ///
 /// A chunk begins every `chunk_bytes` bytes, of which the last `VMSRS_CHUNK_OVERHEAD` before
@@ -78,7 +75,11 @@ pub unsafe extern "C" fn vmsrs_slab_take(
     size: usize,
 ) -> c_int {
     // SAFETY: the same contract.
-    unsafe { with(domain, chunk, |domain, chunk| domain.take_chunk(chunk, size)) }
+    unsafe {
+        with(domain, chunk, |domain, chunk| {
+            domain.take_chunk(chunk, size)
+        })
+    }
 }
 
 /// Says that a chunk of a slab is free.
@@ -106,7 +107,11 @@ pub unsafe extern "C" fn vmsrs_slab_give(
     keep: usize,
 ) -> c_int {
     // SAFETY: the same contract.
-    unsafe { with(domain, chunk, |domain, chunk| domain.give_chunk(chunk, keep)) }
+    unsafe {
+        with(domain, chunk, |domain, chunk| {
+            domain.give_chunk(chunk, keep)
+        })
+    }
 }
 
 /// Frees a slab, whatever its chunks are.

@@ -257,6 +257,7 @@ mod tests {
         #[test]
         fn damage_in_a_page_is_found_by_its_check(
             blocks in blocks(),
+            slabs in prop::collection::vec((2..600_usize, 1..10_usize), 0..3),
             places in prop::collection::vec((any::<prop::sample::Index>(), 1..=u8::MAX), 50),
         ) {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -276,6 +277,10 @@ mod tests {
                 outcome.unwrap();
             }
             let outcome = domain.run(|_| {
+                for (grains, chunks) in slabs {
+                    let slab = domain.allocate_slab(grains * GRAIN, chunks, 8)?;
+                    domain.take_chunk(slab, grains * GRAIN / 2 - 8)?;
+                }
                 let heap = thread::current().unwrap().state().heap(domain);
                 let spans: Vec<_> = heap.spans().collect();
                 for (place, flip) in &places {

@@ -470,20 +470,24 @@ impl Heap {
         }
     }
 
-    /// Bytes of a live block.
+    /// Bytes of a live block, or of a chunk of a slab that is in use.
     ///
     /// # Errors
     ///
     /// The damage when it is not one.
     pub(crate) fn size(&self, address: u64) -> Result<usize, Damage> {
-        self.live(address).map(|block| block.header.size())
+        let block = match self.live(address) {
+            Ok(block) => block,
+            Err(damage) => self.chunk_of_slab(address, State::Taken)?.ok_or(damage)?,
+        };
+        Ok(block.header.size())
     }
 
-    /// Bytes of a live block, or `None` for an address that is not the heap's.
+    /// The same, or `None` for an address that is not the heap's.
     ///
     /// # Errors
     ///
-    /// The damage when it is the heap's and not a live block.
+    /// The damage when it is the heap's and not one of these.
     pub(crate) fn size_inside(&self, address: u64) -> Result<Option<usize>, Damage> {
         if !self.ready()? || self.span_of(address).is_none() {
             return Ok(None);

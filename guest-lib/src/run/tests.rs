@@ -5,6 +5,7 @@ use crate::mock::{MockBackend, list_written};
 use crate::state::domain::Domain;
 use crate::thread;
 use crate::{Error, Kind, Request, RunError};
+use std::cell::Cell;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -169,6 +170,12 @@ const WRITES_MAX: u64 = 685;
 /// Most instructions for each block of a page of small ones that was written.
 const BLOCK_MAX: u64 = 45;
 
+/// The same for each chunk of a page of a slab, every other one of which is in use.
+const CHUNK_MAX: u64 = 80;
+
+/// Blocks, or chunks, that a request takes and gives back.
+const PAIRS: usize = 16;
+
 /// Bytes of a small block, and of the memory that it takes.
 const SMALL: [usize; 2] = [100, 128];
 
@@ -220,12 +227,44 @@ fn counted() {
     };
     let small = page(*blocks.iter().find(|block| is_full(block)).unwrap());
     let write = |page: u32, times: usize| (0..times).for_each(|_| list_written(&[page]));
-    let things: [&dyn Fn(); 5] = [
+    let slab = Cell::new(None);
+    request(domain, || {
+        let (bytes, chunks) = (SMALL[1], 8 * A_PAGE);
+        let first = domain.allocate_slab(bytes, chunks, 8).unwrap();
+        for number in (0..chunks).step_by(2) {
+            // SAFETY: in the slab.
+            let chunk = unsafe { first.add(number * bytes) };
+            domain.take_chunk(chunk, SMALL[0]).unwrap();
+        }
+        slab.set(Some(first));
+    });
+    let slab = slab.get().unwrap();
+    let chunks = page(slab.as_ptr() as u64) + 2;
+    let things: [&dyn Fn(); 8] = [
         &|| (),
         &|| request(domain, || ()),
         &|| request(domain, || write(large, 1)),
         &|| request(domain, || write(large, 2)),
         &|| request(domain, || write(small, 1)),
+        &|| request(domain, || write(chunks, 1)),
+        &|| {
+            request(domain, || {
+                for _ in 0..PAIRS {
+                    let block = domain.allocate(SMALL[0], 16).unwrap();
+                    // SAFETY: not used.
+                    unsafe { domain.deallocate(block) }.unwrap();
+                }
+            });
+        },
+        &|| {
+            request(domain, || {
+                for _ in 0..PAIRS {
+                    // SAFETY: not used.
+                    unsafe { domain.give_chunk(slab, 8) }.unwrap();
+                    domain.take_chunk(slab, SMALL[0]).unwrap();
+                }
+            });
+        },
     ];
     for thing in things {
         // The first time is dearer.
@@ -288,14 +327,29 @@ fn common_request_is_short() {
         eprintln!("not counted: this process may not trace a child");
         return;
     };
-    let [nothing, empty, one, two, small] = counts[..] else {
+    let [
+        nothing,
+        empty,
+        one,
+        two,
+        small,
+        chunks,
+        blocks_taken,
+        chunks_taken,
+    ] = counts[..]
+    else {
         panic!("{counts:?}");
     };
+    let pair = |count: u64| (count - empty) / PAIRS as u64;
+    let (taken, given) = (pair(blocks_taken), pair(chunks_taken));
     let (empty, writes) = (empty - nothing, one - (two - one) - nothing);
     let block = (small - one) / A_PAGE as u64;
     println!("{empty} instructions for an empty request, {writes} for one that writes a page");
-    println!("{block} for each of {A_PAGE} blocks on a page");
+    let chunk = (chunks - one) / A_PAGE as u64;
+    println!("{block} for each of {A_PAGE} blocks on a page, {chunk} for each chunk of a slab");
+    println!("{taken} for a block that is taken and freed, {given} for a chunk");
     assert!(empty <= EMPTY_MAX, "{empty}");
     assert!(writes <= WRITES_MAX, "{writes}");
     assert!(block <= BLOCK_MAX, "{block}");
+    assert!(chunk <= CHUNK_MAX, "{chunk}");
 }

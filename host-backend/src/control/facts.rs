@@ -300,6 +300,9 @@ pub struct BlockFacts {
     pub was: Option<BlockState>,
     /// Its state in the dropped draft; `None`: there was no such block, or its header was damaged.
     pub became: Option<BlockState>,
+    /// It is a chunk of a slab.
+    #[serde(default)]
+    pub chunk: bool,
 }
 
 /// State of a heap block.

@@ -324,14 +324,16 @@ fn change_facts(page: u64, change: &Change) -> ChangeFacts {
 
 fn block_facts(block: Block) -> BlockFacts {
     let state = |state| match state {
-        HeapState::Live => BlockState::Live,
-        HeapState::Freed | HeapState::Free => BlockState::Freed,
+        HeapState::Live | HeapState::Slab | HeapState::Taken => BlockState::Live,
+        HeapState::Freed | HeapState::Free | HeapState::Given => BlockState::Freed,
     };
+    let is_chunk = |state| matches!(state, HeapState::Taken | HeapState::Given);
     BlockFacts {
         address: block.address,
         size: block.size,
         was: block.was.map(state),
         became: block.became.map(state),
+        chunk: block.became.or(block.was).is_some_and(is_chunk),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use vmsrs_protocol::PAGE_SIZE;
-use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, State};
+use vmsrs_protocol::heap::{BLOCK_HEADER, BlockHeader, GRAIN, RED_ZONE_MIN, State};
 
 /// The content of a page.
 pub type Page = [u8; PAGE_SIZE as usize];
@@ -39,7 +39,7 @@ impl Change {
     }
 }
 
-/// A block of the library's heap.
+/// A block of the library's heap, or a chunk of a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) address: u64,
@@ -375,13 +375,14 @@ fn header(page: &Page, offset: usize) -> Option<BlockHeader> {
 }
 
 fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
-    [State::Live, State::Freed, State::Free]
-        .into_iter()
-        .find(|&state| header.is(address, state))
-        .map(|state| match state {
-            State::Free => (state, header.room() as u64),
-            State::Live | State::Freed => (state, header.size() as u64),
-        })
+    let state = header.state(address)?;
+    let size = match state {
+        State::Free => header.room(),
+        // What the server keeps of it is no size to speak of.
+        State::Given => header.room().saturating_sub(RED_ZONE_MIN),
+        State::Live | State::Freed | State::Slab | State::Taken => header.size(),
+    };
+    Some((state, size as u64))
 }
 
 #[cfg(test)]
@@ -482,6 +483,38 @@ mod tests {
                 (0xff0, Some(fourth)),
             ]
         );
+    }
+
+    #[test]
+    fn chunks_of_slabs_are_found() {
+        let mut old = page(&[]);
+        put(&mut old, 0x100, 0, State::Slab);
+        put(&mut old, 0x120, 8, State::Taken);
+        put(&mut old, 0x140, 8, State::Taken);
+        let mut new = old;
+        put(&mut new, 0x140, 4, State::Given);
+        new[0x127] ^= 1;
+        new[0x128] ^= 1;
+        new[0x145] ^= 1;
+        let block = |offset: u64, was, became| Block {
+            address: ADDRESS + offset,
+            size: 8,
+            was: Some(was),
+            became: Some(became),
+        };
+        let changes = changes(ADDRESS, &old, &new);
+        let places: Vec<_> = (changes.iter())
+            .map(|change| (change.offset, change.block.unwrap()))
+            .collect();
+        let taken = block(0x120, State::Taken, State::Taken);
+        let given = block(0x140, State::Taken, State::Given);
+        assert_eq!(places[0], (0x127, taken));
+        assert!(
+            places[1..]
+                .iter()
+                .all(|&(offset, block)| offset >= 0x130 && block == given)
+        );
+        assert_eq!(places.last(), Some(&(0x145, given)));
     }
 
     #[test]

@@ -73,9 +73,9 @@ pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String>
 }
 
 /// A block with what the request had done to it.
-fn what(block: &BlockFacts) -> &'static str {
+fn what(block: &BlockFacts) -> String {
     use BlockState::{Freed, Live};
-    match (block.was, block.became) {
+    let text = match (block.was, block.became) {
         (Some(Live), Some(Live)) => "block",
         (Some(Live), Some(Freed)) => "block (freed by this request)",
         (Some(Live), None) => "block (its header overwritten)",
@@ -83,6 +83,10 @@ fn what(block: &BlockFacts) -> &'static str {
         (None, Some(Freed)) => "block (allocated and freed by this request)",
         (Some(Freed), _) => "freed block",
         (None, None) => "former block",
+    };
+    match block.chunk {
+        true => text.replace("block", "chunk"),
+        false => text.to_owned(),
     }
 }
 
@@ -129,6 +133,7 @@ mod tests {
                 size: 40,
                 was,
                 became,
+                chunk: false,
             }),
         }
     }
@@ -176,6 +181,17 @@ mod tests {
     }
 
     #[test]
+    fn chunks_of_slabs_are_called_so() {
+        use BlockState::{Freed, Live};
+        let mut change = change(0x1004, Some(Live), Some(Freed));
+        change.block.as_mut().unwrap().chunk = true;
+        assert_eq!(
+            place(&change),
+            "from byte 4 of the chunk (freed by this request) of 40 bytes at 0x1000 on"
+        );
+    }
+
+    #[test]
     fn heap_writes_past_a_new_block_are_not_blamed() {
         use BlockState::{Freed, Live};
         for was in [None, Some(Freed)] {
@@ -206,12 +222,14 @@ mod tests {
             size: 5,
             was: Some(Live),
             became: Some(Freed),
+            chunk: false,
         };
         let overrun = BlockFacts {
             address: 0x89f0,
             size: 9,
             was: None,
             became: Some(Live),
+            chunk: false,
         };
         // A former block that starts later does not matter to a change that has a block of its own.
         let other = BlockFacts {
@@ -235,6 +253,7 @@ mod tests {
             size,
             was: Some(Live),
             became,
+            chunk: false,
         };
         for (address, block) in [
             (0x1028, block(40, None)),

@@ -17,6 +17,7 @@ pub(super) fn view() -> IncidentView {
         size: 40,
         was: Some(BlockState::Live),
         became: Some(BlockState::Live),
+        chunk: false,
     };
     let frame = Frame {
         level: 0,

@@ -43,6 +43,7 @@ mod recycled_frames;
 mod resident;
 mod seal_batches;
 mod server_killed;
+mod slabs;
 mod stray_close;
 mod suspended;
 mod thread_state;
@@ -78,6 +79,7 @@ pub const ALL: &[&Behaviour] = &[
     &neighbours::SANITIZED,
     &stray_close::BEHAVIOUR,
     &audit::BEHAVIOUR,
+    &slabs::BEHAVIOUR,
     &evidence::BEHAVIOUR,
     &thread_state::BEHAVIOUR,
     &forged_incident::BEHAVIOUR,
