@@ -165,20 +165,38 @@ fn lines(text: &str) -> String {
     lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
-#[test]
-fn excerpts_in_the_tutorial_are_from_its_server() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-    let page = std::fs::read_to_string(folder.join("tutorial.md")).unwrap();
-    let source = lines(&std::fs::read_to_string(folder.join("tutorial/lists.c")).unwrap());
+/// The excerpts in C of a page are from its source; there are at least so many.
+fn check_excerpts(page: &str, source: &str, least: usize) {
+    let source = lines(source);
     let excerpts = page.split("```c\n").skip(1);
     let excerpts: Vec<_> = excerpts
         .filter_map(|rest| rest.split("```").next())
         .collect();
-    assert!(excerpts.len() > 5, "{} excerpts", excerpts.len());
+    assert!(excerpts.len() >= least, "{} excerpts", excerpts.len());
     for excerpt in excerpts {
         assert!(
             source.contains(&lines(excerpt)),
-            "not in lists.c:\n{excerpt}"
+            "not in the source:\n{excerpt}"
         );
     }
+}
+
+/// A file of this project.
+fn read(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(root.join(path)).unwrap()
+}
+
+#[test]
+fn excerpts_in_the_tutorial_are_from_its_server() {
+    let source = read("../docs/tutorial/lists.c");
+    check_excerpts(&read("../docs/tutorial.md"), &source, 6);
+}
+
+#[test]
+fn excerpts_of_an_allocator_are_from_its_test() {
+    let page = read("../docs/porting.md");
+    let (_, page) = page.split_once("### Keep it: slabs").unwrap();
+    let (page, _) = page.split_once("\n## ").unwrap();
+    check_excerpts(page, &read("tests/c/slabs.c"), 5);
 }
