@@ -84,57 +84,17 @@ impl Chunk {
             _ => return false,
         };
         let zone = address + size as u64;
-        let last = end - RED_ZONE_MIN as u64;
-        // SAFETY: in the chunk's room, which has at least the shortest red zone after its size.
+        if byte == RED && room - size <= 3 * RED_ZONE_MIN {
+            // SAFETY: the end of the chunk's room, with at least the shortest red zone.
+            return unsafe { is_red_zone(zone, end) };
+        }
+        // SAFETY: in the chunk's room, and what reads and writes it besides is the server's code, which does not run meanwhile.
         unsafe {
-            if byte == RED && room - size <= 3 * RED_ZONE_MIN {
-                is_red_zone(zone, end)
-            } else {
-                is_red(last) && is_all(zone, zone + (zone_end(size, room) - size) as u64, byte)
-            }
+            let length = zone_end(size, room) - size;
+            let bytes = std::slice::from_raw_parts(zone as *const u8, length);
+            is_red(end - RED_ZONE_MIN as u64) && first_other(bytes, byte).is_none()
         }
     }
-
-    /// Checks the zones of a chunk of a slab that is most likely whole.
-    fn check_likely_zones(&self) -> Result<(), Damage> {
-        match Self::is_whole_of_slab(self.address, self.end()) {
-            true => Ok(()),
-            false => self.check_zones(),
-        }
-    }
-}
-
-/// Whether all bytes of a range have that value.
-///
-/// # Safety
-///
-/// It lies in a domain that the request holds.
-#[expect(clippy::inline_always, reason = "for each chunk of an audit")]
-#[inline(always)]
-unsafe fn is_all(from: u64, to: u64, byte: u8) -> bool {
-    const WORD: u64 = size_of::<u64>() as u64;
-    /// The C library compares more at once.
-    const SHORT: u64 = 256;
-    let length = to - from;
-    if !(WORD..=SHORT).contains(&length) {
-        // SAFETY: by the function's contract; the server's code does not run meanwhile.
-        let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, length as usize) };
-        return first_other(bytes, byte).is_none();
-    }
-    let expected = u64::from_ne_bytes([byte; WORD as usize]);
-    // SAFETY: by the function's contract.
-    let other = |at: u64| unsafe { (at as *const u64).read_unaligned() } ^ expected;
-    let mut found = other(to - WORD);
-    let mut at = from;
-    while at + 4 * WORD <= to {
-        found |= other(at) | other(at + WORD) | other(at + 2 * WORD) | other(at + 3 * WORD);
-        at += 4 * WORD;
-    }
-    while at + WORD <= to {
-        found |= other(at);
-        at += WORD;
-    }
-    found == 0
 }
 
 impl Heap {
@@ -258,7 +218,7 @@ impl Heap {
         if size.saturating_add(RED_ZONE_MIN) > chunk.header.room() {
             return Ok(false);
         }
-        chunk.check_likely_zones()?;
+        chunk.check_zones()?;
         chunk.set(size, State::Taken);
         Ok(true)
     }
@@ -278,7 +238,7 @@ impl Heap {
         if keep.saturating_add(RED_ZONE_MIN) > chunk.header.room() {
             return Ok(false);
         }
-        chunk.check_likely_zones()?;
+        chunk.check_zones()?;
         chunk.set(keep, State::Given);
         Ok(true)
     }
