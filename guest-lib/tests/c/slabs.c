@@ -229,10 +229,13 @@ static int free_whole(vmsrs_request *request, void *argument)
 	return 0;
 }
 
-static int refused(vmsrs_request *request, void *argument)
+static int refused(vmsrs_request *request, void *other)
 {
 	(void)request;
-	(void)argument;
+	CHECK(!vmsrs_slab_alloc(other, 48, CHUNKS, 0) && errno == EPERM);
+	CHECK(vmsrs_slab_take(other, &errno, 0) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_slab_give(other, &errno, 0) == VMSRS_ENOTHELD);
+	CHECK(vmsrs_slab_free(other, &errno) == VMSRS_ENOTHELD);
 	errno = 0;
 	CHECK(!vmsrs_slab_alloc(domain, 40, CHUNKS, 0) && errno == EINVAL);
 	CHECK(!vmsrs_slab_alloc(domain, 1 << 20, 1 << 20, 0) && errno == ENOMEM);
@@ -247,6 +250,7 @@ static int refused(vmsrs_request *request, void *argument)
 int main(void)
 {
 	vmsrs_failure failure;
+	vmsrs_domain *other;
 	vmsrs_app *app;
 
 	CHECK(vmsrs_open("slabs", &app) == VMSRS_OK);
@@ -256,7 +260,8 @@ int main(void)
 	for (int i = 0; i < 100; i++)
 		CHECK(vmsrs_run(domain, use_items, NULL, NULL) == VMSRS_OK);
 	CHECK(vmsrs_run(domain, free_whole, NULL, NULL) == VMSRS_OK);
-	CHECK(vmsrs_run(domain, refused, NULL, NULL) == VMSRS_OK);
+	CHECK(vmsrs_domain_open(app, "other", 5, &other) == VMSRS_OK);
+	CHECK(vmsrs_run(domain, refused, other, NULL) == VMSRS_OK);
 	/* Without protection the damage stays: a domain for each. */
 	for (enum error error = 0; error < ERRORS; error++) {
 		CHECK(vmsrs_domain_open(app, &error, sizeof(error), &domain) == VMSRS_OK);
