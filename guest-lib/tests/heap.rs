@@ -467,11 +467,12 @@ proptest! {
             for &(which, percent) in &uses {
                 // SAFETY: near the slab; what is no chunk is the error under test.
                 let chunk = unsafe { first.add(which % chunks * grains * 16 + which % 3 / 2 * 16) };
-                // SAFETY: not used.
                 let outcome = match percent % 20 {
+                    // SAFETY: not used.
                     0 => unsafe { domain.deallocate_slab(first) },
                     1 => domain.allocate(percent * 10, 16).map(drop),
                     2..11 => domain.take_chunk(chunk, percent / 4),
+                    // SAFETY: as above.
                     _ => unsafe { domain.give_chunk(chunk, percent / 4) },
                 };
                 drop(outcome);
