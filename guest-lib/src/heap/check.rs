@@ -1,7 +1,7 @@
 //! The audit's view of the heap: everything that can be checked of it, in the whole domain or page by
 //! page.
 
-use super::layout::{BLOCK_HEADER, GRAIN, RED_ZONE_MAX, State};
+use super::layout::{BLOCK_HEADER, GRAIN, REACH, RED_ZONE_MAX, State};
 use super::room::check_fill;
 use super::span::{Inner, Span};
 use super::{Chunk, Damage, Heap, PAGE};
@@ -9,9 +9,6 @@ use super::{Chunk, Damage, Heap, PAGE};
 /// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with
 /// them; in a larger one the allocator finds a wrong bit when it uses it.
 const MAPPED_MAX: u64 = 64;
-
-/// How far after a range a chunk can begin whose header or red zone reaches into the range, rounded up.
-pub(super) const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
 
 /// Checks pages of a heap one after the other.
 pub(crate) struct PageCheck<'a> {

@@ -110,6 +110,9 @@ pub(crate) const POISON: u8 = 0xdf;
 /// Bytes of a freed block that are poisoned: more would draft pages that the request never touched.
 pub(crate) const POISON_MAX: usize = 1024;
 
+/// How far after a range a chunk can begin whose header or red zone reaches into the range, rounded up.
+pub(crate) const REACH: u64 = (RED_ZONE_MAX + BLOCK_HEADER + GRAIN).next_multiple_of(GRAIN) as u64;
+
 /// Least room of a block of `size` bytes: the block and the shortest red zone that ends at a grain.
 pub(crate) const fn with_red_zone(size: usize) -> usize {
     (size + RED_ZONE_MIN).next_multiple_of(GRAIN)

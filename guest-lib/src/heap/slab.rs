@@ -10,9 +10,8 @@
 //! alone, and the audit finds it like a block. A zone can be longer here than that of a block, and lie in a page that no
 //! chunk begins in or soon after: *fills* has the bit of such a page's first grain, which makes the audit look.
 
-use super::check::REACH;
 use super::layout::{
-    BLOCK_HEADER, BlockHeader, GRAIN, POISON, POISON_MAX, RED, RED_ZONE_MIN, State,
+    BLOCK_HEADER, BlockHeader, GRAIN, POISON, POISON_MAX, REACH, RED, RED_ZONE_MIN, State,
 };
 use super::span::Span;
 use super::{Chunk, Damage, Heap, PAGE, first_other, is_red, is_red_zone};
