@@ -50,7 +50,8 @@ impl<'a> PageCheck<'a> {
             return Ok(false);
         };
         self.near = span.inner();
-        match self.near.marked(address, REACH) {
+        let marked = self.near.marked(address, REACH);
+        match marked.or_else(|| span.marked(address, REACH)) {
             Some([false, false]) => Ok(()),
             Some([true, false]) => self.heap.check_blocks(span, address, address + PAGE as u64),
             _ => self.heap.check_page_of(span, address),
@@ -90,6 +91,7 @@ impl Heap {
             return Ok(false);
         }
         for span in self.spans() {
+            span.fresh()?;
             self.check_span(span, span.first(), span.end())?;
         }
         Ok(true)
@@ -129,8 +131,29 @@ impl Heap {
                 end,
             )?;
             check_fill(span, fills.start.max(first), fills.end)?;
+            if span.is_above_maps(address) {
+                self.check_levels(span)?;
+            }
+        }
+        if span.is_above_maps(address) {
+            span.fresh()?;
         }
         self.check_span(span, address.max(span.first()), to)
+    }
+
+    /// Checks that the levels above *starts* lead to all chunks of a large extent that has few, one after the other.
+    fn check_levels(&self, span: Span) -> Result<(), Damage> {
+        let mut address = span.first() + BLOCK_HEADER as u64;
+        loop {
+            if !span.starts().is_in_levels(address) {
+                return Err(Damage::corrupt(address));
+            }
+            let end = Self::chunk(span, address)?.end();
+            if end == span.end() {
+                return Ok(());
+            }
+            address = end + BLOCK_HEADER as u64;
+        }
     }
 
     /// Checks the block at an address, unless it was given back meanwhile.
@@ -240,7 +263,7 @@ mod tests {
 
     /// What a case does in a domain before the damage: sizes of blocks, and which of them it frees.
     fn blocks() -> impl Strategy<Value = Vec<(usize, bool)>> {
-        let size = prop_oneof![0..200_usize, 0..6000_usize, Just(5 * PAGE), Just(20 * PAGE)];
+        let size = prop_oneof![0..200_usize, 0..6000_usize, Just(5 * PAGE), Just(20 * PAGE), Just(1100 * PAGE)];
         prop::collection::vec((size, any::<bool>()), 1..30)
     }
 

@@ -169,6 +169,9 @@ const WRITES_MAX: u64 = 685;
 /// Most instructions for each block of a page of small ones that was written.
 const BLOCK_MAX: u64 = 45;
 
+/// Most instructions by which such a request takes longer if the page is one of a block of 8 GiB.
+const HUGE_MAX: u64 = 60;
+
 /// Bytes of a small block, and of the memory that it takes.
 const SMALL: [usize; 2] = [100, 128];
 
@@ -209,6 +212,12 @@ fn counted() {
         let allocate = |_| domain.allocate(SMALL[0], 16).unwrap().as_ptr() as u64;
         blocks = (0..8 * A_PAGE).map(allocate).collect();
     });
+    // As large as only a domain of its own can have it.
+    let other = app.domain("two").unwrap();
+    let mut huge = 0;
+    request(other, || {
+        huge = other.allocate(1 << 33, 16).unwrap().as_ptr() as u64;
+    });
     // The thread is looked at as its first requests begin.
     (0..100).for_each(|_| request(domain, || ()));
     let page = |address: u64| u32::try_from((address - app.base()) / u64::from(PAGE_SIZE)).unwrap();
@@ -219,13 +228,15 @@ fn counted() {
         blocks.iter().filter(on_page).count() == A_PAGE
     };
     let small = page(*blocks.iter().find(|block| is_full(block)).unwrap());
+    let middle = page(huge + (1 << 32));
     let write = |page: u32, times: usize| (0..times).for_each(|_| list_written(&[page]));
-    let things: [&dyn Fn(); 5] = [
+    let things: [&dyn Fn(); 6] = [
         &|| (),
         &|| request(domain, || ()),
         &|| request(domain, || write(large, 1)),
         &|| request(domain, || write(large, 2)),
         &|| request(domain, || write(small, 1)),
+        &|| request(other, || write(middle, 1)),
     ];
     for thing in things {
         // The first time is dearer.
@@ -288,14 +299,16 @@ fn common_request_is_short() {
         eprintln!("not counted: this process may not trace a child");
         return;
     };
-    let [nothing, empty, one, two, small] = counts[..] else {
+    let [nothing, empty, one, two, small, huge] = counts[..] else {
         panic!("{counts:?}");
     };
     let (empty, writes) = (empty - nothing, one - (two - one) - nothing);
     let block = (small - one) / A_PAGE as u64;
     println!("{empty} instructions for an empty request, {writes} for one that writes a page");
     println!("{block} for each of {A_PAGE} blocks on a page");
+    println!("{} more in a block of 8 GiB than in one of 100,000 bytes", huge.cast_signed() - one.cast_signed());
     assert!(empty <= EMPTY_MAX, "{empty}");
     assert!(writes <= WRITES_MAX, "{writes}");
     assert!(block <= BLOCK_MAX, "{block}");
+    assert!(huge <= one + HUGE_MAX, "{huge} {one}");
 }
