@@ -91,7 +91,10 @@ impl Heap {
             return Ok(false);
         }
         for span in self.spans() {
-            span.fresh()?;
+            if span.is_large() {
+                span.fresh()?;
+                Self::check_levels(span)?;
+            }
             self.check_span(span, span.first(), span.end())?;
         }
         Ok(true)
@@ -132,7 +135,7 @@ impl Heap {
             )?;
             check_fill(span, fills.start.max(first), fills.end)?;
             if span.is_above_maps(address) {
-                self.check_levels(span)?;
+                Self::check_levels(span)?;
             }
         }
         if span.is_above_maps(address) {
@@ -141,8 +144,8 @@ impl Heap {
         self.check_span(span, address.max(span.first()), to)
     }
 
-    /// Checks that the levels above *starts* lead to all chunks of a large extent that has few, one after the other.
-    fn check_levels(&self, span: Span) -> Result<(), Damage> {
+    /// Checks that the levels above *starts* lead to all chunks of a large extent.
+    fn check_levels(span: Span) -> Result<(), Damage> {
         let mut address = span.first() + BLOCK_HEADER as u64;
         loop {
             if !span.starts().is_in_levels(address) {
