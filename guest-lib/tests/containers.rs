@@ -112,7 +112,11 @@ fn a_container_can_have_a_huge_block() {
         large.shrink_to(BYTES / 2);
         assert_eq!((large.as_ptr(), large.capacity()), (first, BYTES / 2));
         large.reserve_exact(BYTES - 1);
-        assert_eq!((large.as_ptr(), large[0]), (first, 7), "there is room after it");
+        assert_eq!(
+            (large.as_ptr(), large[0]),
+            (first, 7),
+            "there is room after it"
+        );
         Ok::<_, Error>(())
     });
     outcome.unwrap();

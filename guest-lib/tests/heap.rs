@@ -367,7 +367,10 @@ fn huge_block_costs_the_pages_that_are_written() {
         let small = unsafe { domain.reallocate(large, HUGE + 5) }.unwrap();
         assert_eq!(small, large);
         // SAFETY: as above.
-        assert_eq!(unsafe { domain.reallocate(small, 2 * HUGE) }.unwrap(), large);
+        assert_eq!(
+            unsafe { domain.reallocate(small, 2 * HUGE) }.unwrap(),
+            large
+        );
         assert!(written(large));
         // SAFETY: as above.
         unsafe { domain.deallocate(large) }.unwrap();

@@ -226,9 +226,7 @@ impl Domain {
         if in_place {
             return Ok(block);
         }
-        let new = self.take_block(size, 16, |heap| {
-            heap.allocate_known(self.first(), size, 16)
-        })?;
+        let new = self.take_block(size, 16, |heap| heap.allocate_known(self.first(), size, 16))?;
         // SAFETY: two live blocks, both with at least that many bytes; one was just taken.
         unsafe { new.copy(block, old.min(size)) };
         // SAFETY: passed on to the caller.

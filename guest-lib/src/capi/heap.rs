@@ -105,11 +105,13 @@ pub unsafe extern "C" fn vmsrs_realloc(
 ) -> *mut c_void {
     // SAFETY: a handle or null by contract.
     let domain = unsafe { domain.as_ref() };
-    block_of(domain.map(|domain| match ptr::NonNull::new(block.cast::<u8>()) {
-        None => domain.allocate(size, 16),
-        // SAFETY: the caller gives the block up; the heap detects what is not a block.
-        Some(block) => unsafe { domain.reallocate(block, size) },
-    }))
+    block_of(
+        domain.map(|domain| match ptr::NonNull::new(block.cast::<u8>()) {
+            None => domain.allocate(size, 16),
+            // SAFETY: the caller gives the block up; the heap detects what is not a block.
+            Some(block) => unsafe { domain.reallocate(block, size) },
+        }),
+    )
 }
 
 /// Frees a block of a domain.

@@ -74,7 +74,10 @@ mod tests {
             let span = Span::new(APP_BASE, 1, extent);
             let room = span.end() - span.first() - BLOCK_HEADER as u64;
             assert!(room >= bytes as u64, "{bytes}");
-            assert!(room <= bytes as u64 + bytes as u64 / 4096 + 2 * PAGE as u64, "{bytes}");
+            assert!(
+                room <= bytes as u64 + bytes as u64 / 4096 + 2 * PAGE as u64,
+                "{bytes}"
+            );
         }
         assert_eq!(least_for(1 << 40), None);
     }

@@ -23,7 +23,8 @@ pub(crate) use zeroed::Taken;
 use crate::failure::Kind;
 use crate::shared::backend::Backend;
 use layout::{
-    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
+    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, GRAIN, MAGIC, POISON,
+    POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
 use span::Span;
 use std::ptr::NonNull;

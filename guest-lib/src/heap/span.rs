@@ -1,11 +1,11 @@
 //! One extent as the heap sees it: its two bitmaps, and the chunks after them.
 
-use super::Damage;
 use super::layout::{
     BITMAP_PER_PAGE, BLOCK_HEADER, DomainHeader, GRAIN, LargeHeader, MAPS_PER_PAGE, PLAIN_PAGES,
     before_maps, bitmap_words,
 };
 use super::sums::{self, Sums};
+use super::{Damage, first_other};
 use std::mem::size_of;
 use std::ops::Range;
 use vmsrs_protocol::PAGE_SIZE;
@@ -142,6 +142,23 @@ impl Span {
             return Err(Damage::corrupt(place as u64));
         }
         Ok(header.fresh)
+    }
+
+    /// Whether a page of the extent is one where nothing was ever written. Anything in it is damage: it is known to be zero.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    pub(super) fn check_fresh(self, page: u64) -> Result<bool, Damage> {
+        if !self.is_large() || page < self.fresh()? {
+            return Ok(false);
+        }
+        // SAFETY: a page of the extent, which the request holds.
+        let bytes = unsafe { std::slice::from_raw_parts(page as *const u8, PAGE as usize) };
+        match first_other(bytes, 0) {
+            None => Ok(true),
+            Some(at) => Err(Damage::corrupt(page + at as u64)),
+        }
     }
 
     /// Notes that what is below an address will be written.

@@ -107,11 +107,19 @@ mod tests {
 
     #[test]
     fn parts_lie_in_one_page_each() {
-        for (address, length) in [(0, 1), (0, PAGE), (16, 3 * PAGE), (PAGE - 1, 2), (PAGE - 16, 0)] {
+        for (address, length) in [
+            (0, 1),
+            (0, PAGE),
+            (16, 3 * PAGE),
+            (PAGE - 1, 2),
+            (PAGE - 16, 0),
+        ] {
             let mut next = 0;
             for (from, length) in pages(address, length) {
                 assert_eq!(from, next);
-                assert!(length > 0 && (address + from) / PAGE == (address + from + length - 1) / PAGE);
+                assert!(
+                    length > 0 && (address + from) / PAGE == (address + from + length - 1) / PAGE
+                );
                 next = from + length;
             }
             assert_eq!(next, length);

@@ -306,7 +306,10 @@ fn common_request_is_short() {
     let block = (small - one) / A_PAGE as u64;
     println!("{empty} instructions for an empty request, {writes} for one that writes a page");
     println!("{block} for each of {A_PAGE} blocks on a page");
-    println!("{} more in a block of 8 GiB than in one of 100,000 bytes", huge.cast_signed() - one.cast_signed());
+    println!(
+        "{} more in a block of 8 GiB than in one of 100,000 bytes",
+        huge.cast_signed() - one.cast_signed()
+    );
     assert!(empty <= EMPTY_MAX, "{empty}");
     assert!(writes <= WRITES_MAX, "{writes}");
     assert!(block <= BLOCK_MAX, "{block}");

@@ -173,10 +173,12 @@ impl Places {
                 _ => &[],
             };
             let first = row as u32 * ROW + from;
-            (first..).zip(words).filter_map(|(unit, &word)| match Place::of(word) {
-                Place::At(place) => Some((unit, place)),
-                _ => None,
-            })
+            (first..)
+                .zip(words)
+                .filter_map(|(unit, &word)| match Place::of(word) {
+                    Place::At(place) => Some((unit, place)),
+                    _ => None,
+                })
         })
     }
 

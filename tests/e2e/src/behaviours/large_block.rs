@@ -158,7 +158,10 @@ fn fail(_: &str) -> Result<()> {
         unsafe { std::ptr::null_mut::<u8>().wrapping_add(8).write_volatile(1) };
     };
     let failed = failure(domain, wild)?;
-    ensure!(failed.kind == Kind::Memory && failed.drafts >= 4, "{failed}");
+    ensure!(
+        failed.kind == Kind::Memory && failed.drafts >= 4,
+        "{failed}"
+    );
     ensure!(check(domain)? == ENTRIES);
     let overrun = |root: &mut Root| {
         // SAFETY: not safe: the error under test.

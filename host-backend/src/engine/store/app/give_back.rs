@@ -33,7 +33,11 @@ impl App {
     fn remove_units(&mut self, domain: u32, extent: Extent) {
         let start = extent.page / EXTENT_UNIT_PAGES;
         let end = start + extent.pages / EXTENT_UNIT_PAGES;
-        let placed: Vec<u32> = self.places.placed(start, end).map(|(_, place)| place).collect();
+        let placed: Vec<u32> = self
+            .places
+            .placed(start, end)
+            .map(|(_, place)| place)
+            .collect();
         for place in placed {
             let unit = &mut self.units[place as usize];
             let sealed = unit.frames.iter().filter(|&&frame| frame != NONE).count();
