@@ -61,7 +61,7 @@
  * Maximum number of pages in an extent: those of the whole address range. How
  * many there can be in all, the window decides.
  */
-#define VMSRS_EXTENT_MAX_PAGES VMSRS_APP_PAGES
+#define VMSRS_EXTENT_MAX_PAGES (VMSRS_APP_PAGES)
 
 /*
  * Address of page 0 of app 0, in every process. Page 0 of app n is

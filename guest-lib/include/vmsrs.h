@@ -839,8 +839,7 @@ int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
  * may allocate and free at the same time.
  *
  * @param domain A domain that the request of the calling thread holds.
- * @param size Bytes, a little less than 4 MiB at most. 0 gives a block of its
- *     own, too.
+ * @param size Bytes. 0 gives a block of its own, too.
  * @return The block, or null with errno: ENOMEM (window or domain full, or size
  *     too large), EPERM (no request, or it does not hold the domain), EINVAL
  *     (domain is null), or what the driver said.
@@ -849,6 +848,8 @@ VMSRS_ALLOC void *vmsrs_alloc(const struct vmsrs_domain *domain, size_t size);
 
 /**
  * Allocates a block in a domain, filled with zeros.
+ *
+ * Pages of a block of 64 KiB or more that are zero already are not written.
  *
  * @param domain A domain that the request of the calling thread holds.
  * @param size Bytes.
