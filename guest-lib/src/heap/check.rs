@@ -49,12 +49,33 @@ impl<'a> PageCheck<'a> {
         let Some(span) = self.heap.span_of(address) else {
             return Ok(false);
         };
-        if span.check_fresh(address)? {
-            return Ok(true);
+        if span.is_large() {
+            return self.check_large(span, address);
         }
         self.near = span.inner();
         let marked = self.near.marked(address, REACH);
-        match marked.or_else(|| span.marked(address, REACH)) {
+        self.check_marked(span, address, marked)
+    }
+
+    /// The same for a page of a large extent.
+    #[cold]
+    fn check_large(&self, span: Span, address: u64) -> Result<bool, Damage> {
+        if span.check_fresh(address)? {
+            return Ok(true);
+        }
+        self.check_marked(span, address, span.marked(address, REACH))
+    }
+
+    /// The same for a page of which it is known what is marked in it.
+    #[expect(clippy::inline_always, reason = "for each page of an audit")]
+    #[inline(always)]
+    fn check_marked(
+        &self,
+        span: Span,
+        address: u64,
+        marked: Option<[bool; 2]>,
+    ) -> Result<bool, Damage> {
+        match marked {
             Some([false, false]) => Ok(()),
             Some([true, false]) => self.heap.check_blocks(span, address, address + PAGE as u64),
             _ => self.heap.check_page_of(span, address),

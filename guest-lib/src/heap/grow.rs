@@ -1,6 +1,8 @@
 //! How a heap gets more extents.
 
-use super::layout::{BLOCK_HEADER, EXTENTS_MAX, MAPS_PER_PAGE, PLAIN_PAGES, before_maps};
+use super::layout::{
+    BLOCK_HEADER, EXTENTS_MAX, LargeHeader, MAPS_PER_PAGE, PLAIN_PAGES, levels_bytes,
+};
 use super::{Damage, Heap, PAGE};
 use vmsrs_protocol::{EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES};
 
@@ -13,7 +15,8 @@ fn least_for(bytes: usize) -> Option<u32> {
     let mut least = pages(bytes);
     if least > PLAIN_PAGES {
         // The levels of the bitmaps need pages too, and these have levels.
-        least = pages(bytes + before_maps(least + least / 1024 + 1));
+        let levels = 2 * levels_bytes(least + least / 1024 + 1);
+        least = pages(bytes + size_of::<LargeHeader>() + levels);
     }
     let least = u32::try_from(least).ok();
     least.filter(|&least| least <= EXTENT_MAX_PAGES)

@@ -42,17 +42,17 @@ pub(crate) const fn bitmap_words(pages: usize) -> usize {
     pages * BITMAP_PER_PAGE / size_of::<u64>()
 }
 
-/// Bytes that an extent has before its bitmaps, without the domain's header.
-pub(crate) const fn before_maps(pages: usize) -> usize {
+/// Bytes that the levels of one bitmap of an extent have.
+pub(crate) const fn levels_bytes(pages: usize) -> usize {
     if pages <= PLAIN_PAGES {
         return 0;
     }
-    let levels = 2 * sums::total(bitmap_words(pages)) * size_of::<u64>();
-    (size_of::<LargeHeader>() + levels).next_multiple_of(64)
+    let bytes = sums::total(bitmap_words(pages)) * size_of::<u64>();
+    bytes.next_multiple_of(64)
 }
 
 /// Starts a large extent, after the domain's header if it is the first one. All zero in a new one.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LargeHeader {
     /// From this address on nothing of the extent was ever written; 0 as long as its heap is empty.

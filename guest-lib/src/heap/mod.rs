@@ -159,24 +159,23 @@ impl Chunk {
         self.slice(0, self.header.size().min(POISON_MAX))
     }
 
-    /// The bytes of the live block at `address` if its header is whole, and its room ends at `end`. Headers lie before
-    /// `address` and at `end`, in one extent.
+    /// How long the red zone of the live block at `address` is if its header is whole, and its room ends at `end`. Headers lie
+    /// before `address` and at `end`, in one extent.
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
-    fn size_of_live(address: u64, end: u64) -> Option<u64> {
+    fn red_zone_of_live(address: u64, end: u64) -> Option<u64> {
         // SAFETY: a header lies before the address, in the extent that the request holds.
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let room = (end - address) as usize;
-        let is_live = header.room() == room && header.is(address, State::Live);
-        (is_live && header.red_zone() <= room).then(|| header.size() as u64)
+        let is_live = header.room() == (end - address) as usize && header.is(address, State::Live);
+        is_live.then(|| header.red_zone() as u64)
     }
 
     /// Whether that is a live block with room for a red zone, whatever is in it.
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_live(address: u64, end: u64) -> bool {
-        Self::size_of_live(address, end)
-            .is_some_and(|size| with_red_zone(size as usize) as u64 <= end - address)
+        Self::red_zone_of_live(address, end)
+            .is_some_and(|zone| (RED_ZONE_MIN as u64..=end - address).contains(&zone))
     }
 
     /// Whether that is a live block whose red zone is whole, too; for the audit, which meets little else. What is wrong
@@ -184,9 +183,9 @@ impl Chunk {
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_whole_live(address: u64, end: u64) -> bool {
-        let size = Self::size_of_live(address, end);
-        // SAFETY: the end of the block's room.
-        size.is_some_and(|size| unsafe { is_red_zone(address + size, end) })
+        let zone = Self::red_zone_of_live(address, end);
+        // SAFETY: the end of the block's room; where its header says more than that, the bytes lie in the extent as well.
+        zone.is_some_and(|zone| unsafe { is_red_zone(end - zone, end) })
     }
 
     fn check_red_zone(&self) -> Result<(), Damage> {

@@ -2,9 +2,9 @@
 
 use super::layout::{
     BITMAP_PER_PAGE, BLOCK_HEADER, DomainHeader, GRAIN, LargeHeader, MAPS_PER_PAGE, PLAIN_PAGES,
-    before_maps, bitmap_words,
+    bitmap_words, levels_bytes,
 };
-use super::sums::{self, Sums};
+use super::sums::Sums;
 use super::{Damage, first_other};
 use std::mem::size_of;
 use std::ops::Range;
@@ -27,6 +27,8 @@ pub(super) struct Span {
     start: u64,
     maps: u64,
     pages: usize,
+    /// Bytes of the levels of a bitmap, in front of both; 0 without.
+    levels: usize,
 }
 
 impl Span {
@@ -39,11 +41,27 @@ impl Span {
             0
         };
         let pages = extent.pages as usize;
-        let mut maps = start + header;
+        let plain = Self {
+            start,
+            maps: start + header,
+            pages,
+            levels: 0,
+        };
         if pages > PLAIN_PAGES {
-            maps += before_maps(pages) as u64;
+            plain.with_levels()
+        } else {
+            plain
         }
-        Self { start, maps, pages }
+    }
+
+    #[cold]
+    fn with_levels(self) -> Self {
+        let levels = levels_bytes(self.pages);
+        Self {
+            maps: self.maps + (size_of::<LargeHeader>() + 2 * levels) as u64,
+            levels,
+            ..self
+        }
     }
 
     /// First byte of the extent.
@@ -70,7 +88,7 @@ impl Span {
     /// Whether its bitmaps have levels above them.
     #[inline]
     pub(super) fn is_large(self) -> bool {
-        self.pages > PLAIN_PAGES
+        self.levels != 0
     }
 
     /// Where the bytes of chunks begin.
@@ -97,23 +115,17 @@ impl Span {
     /// The levels of bitmap number `map`.
     #[inline]
     fn sums(self, map: usize) -> Sums {
-        if self.is_large() {
-            self.large_sums(map)
-        } else {
-            Sums::NONE
+        if !self.is_large() {
+            return Sums::NONE;
         }
-    }
-
-    #[cold]
-    fn large_sums(self, map: usize) -> Sums {
-        let count = bitmap_words(self.pages);
-        let first = self.large_header().wrapping_add(1).cast::<u64>();
-        Sums::new(first.wrapping_add(map * sums::total(count)), count)
+        let first = self.maps - ((2 - map) * self.levels) as u64;
+        Sums::new(first as *mut u64, bitmap_words(self.pages))
     }
 
     /// The header of a large extent.
     fn large_header(self) -> *mut LargeHeader {
-        (self.maps - before_maps(self.pages) as u64) as *mut LargeHeader
+        (self.maps - 2 * self.levels as u64).wrapping_sub(size_of::<LargeHeader>() as u64)
+            as *mut LargeHeader
     }
 
     /// The header of a large extent from whose address `fresh` on nothing was ever written.
