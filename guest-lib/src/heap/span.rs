@@ -334,7 +334,7 @@ impl Bits {
     /// there is none.
     fn is_any(self, from: u64, to: u64) -> bool {
         let number = |at: u64| ((at - self.start) / WORD) as usize;
-        self.sums.is_any(number(from)..number(to - 1) + 1) && self.next(from, to).is_some()
+        self.sums.is_any(number(from), number(to - 1)) && self.next(from, to).is_some()
     }
 
     /// The word of an address and the bit in it.

@@ -3,8 +3,6 @@
 //! A level has one bit for each word below it: the first level for the words of the bitmap, each further one for those of the
 //! level before. The last has [`TOP`] words at most. They lie one after the other.
 
-use std::ops::Range;
-
 /// Most words of the last level.
 const TOP: usize = 64;
 
@@ -106,15 +104,14 @@ impl Sums {
         })
     }
 
-    /// Whether any word of a range of at most [`STEP`] is not 0, by the first level.
+    /// Whether any of the words from one to another is not 0, by the first level. They are at most [`STEP`].
     #[inline]
-    pub(super) fn is_any(self, range: Range<usize>) -> bool {
+    pub(super) fn is_any(self, from: usize, last: usize) -> bool {
         // SAFETY: as in mark().
         let read = |word: usize| unsafe { self.first.wrapping_add(word).read() };
-        let (from, last) = (range.start, range.end - 1);
         let bits = read(from / STEP) >> (from % STEP);
         if from / STEP == last / STEP {
-            bits << (STEP - range.len()) != 0
+            bits << (STEP - 1 - (last - from)) != 0
         } else {
             bits != 0 || read(last / STEP) << (STEP - 1 - last % STEP) != 0
         }
@@ -173,9 +170,10 @@ fn before(level: *const u64, count: usize, below: usize) -> Option<usize> {
         return Some(found(word, bits));
     }
     loop {
-        word = match words > TOP {
-            true => before(level.wrapping_add(words), words, word)?,
-            false => word.checked_sub(1)?,
+        word = if words > TOP {
+            before(level.wrapping_add(words), words, word)?
+        } else {
+            word.checked_sub(1)?
         };
         let bits = read(word);
         if bits != 0 {
@@ -227,9 +225,9 @@ mod tests {
             }
             for look in looks.iter().map(|look| look.index(count)) {
                 for length in [1, 5, 64] {
-                    let range = look..(look + length).min(count);
-                    let is_any = marked.range(range.clone()).next().is_some();
-                    prop_assert_eq!(sums.is_any(range), is_any);
+                    let last = (look + length).min(count) - 1;
+                    let is_any = marked.range(look..=last).next().is_some();
+                    prop_assert_eq!(sums.is_any(look, last), is_any);
                 }
             }
             for place in std::mem::take(&mut marked) {
