@@ -35,8 +35,7 @@ static void take_away(struct vmsrs_app *app, struct vmsrs_extent_pages *extent, 
 
 	/* Who has found it waits for the domain's lock, and looks at this then. */
 	WRITE_ONCE(extent->domain, NULL);
-	for (page = extent->page; page < end; page += VMSRS_EXTENT_UNIT_PAGES)
-		xa_erase(&app->units, page / VMSRS_EXTENT_UNIT_PAGES);
+	vmsrs_extent_unreserve(app, extent);
 	for (page = extent->page; page < end; page++)
 		vmsrs_zap_add(&zap, &extent->entries[page - extent->page], page);
 	vmsrs_zap_finish(&zap);

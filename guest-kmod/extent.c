@@ -2,6 +2,8 @@
 /*
  * Extents: where the pages of a domain lie, and the index by which faults find them.
  */
+#include <linux/bitops.h>
+#include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 
@@ -72,7 +74,8 @@ struct vmsrs_extent_pages *vmsrs_extent_new(struct vmsrs_domain *domain,
 	struct vmsrs_extent_pages *extent;
 	u32 i;
 
-	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL);
+	/* The host has checked the size against the window, but nobody against the memory here. */
+	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL | __GFP_NOWARN);
 	if (!extent)
 		return NULL;
 	extent->domain = domain;
@@ -116,6 +119,57 @@ bool vmsrs_extent_valid(const struct vmsrs_extent *extent)
 	       extent->page <= VMSRS_APP_PAGES - extent->pages;
 }
 
+/*
+ * Stores an entry for some units, as many at a time as the index can have in one place. Fails only where something is stored
+ * for the first time.
+ */
+static int index_store(struct vmsrs_app *app, u32 first, u32 end, void *entry)
+{
+	u32 unit, order, most;
+
+	for (unit = first; unit < end; unit += 1U << order) {
+		XA_STATE(xas, &app->units, 0);
+
+		most = ilog2(end - unit);
+		order = unit ? min_t(u32, __ffs(unit), most) : most;
+		if (!IS_ENABLED(CONFIG_XARRAY_MULTI))
+			order = 0;
+		xas_set_order(&xas, unit, order);
+		do {
+			xas_lock(&xas);
+			xas_store(&xas, entry);
+			xas_unlock(&xas);
+		} while (xas_nomem(&xas, GFP_KERNEL));
+		if (xas_error(&xas))
+			return xas_error(&xas);
+	}
+	return 0;
+}
+
+static u32 first_unit(const struct vmsrs_extent_pages *extent)
+{
+	return unit_of(extent->page);
+}
+
+static u32 end_unit(const struct vmsrs_extent_pages *extent)
+{
+	return unit_of(extent->page + extent->pages);
+}
+
+/* Is there an extent, or room reserved for one, in some units? */
+static bool is_taken(struct vmsrs_app *app, u32 first, u32 end)
+{
+	XA_STATE(xas, &app->units, first);
+	void *entry;
+
+	rcu_read_lock();
+	do {
+		entry = xas_find(&xas, end - 1);
+	} while (xas_retry(&xas, entry));
+	rcu_read_unlock();
+	return entry;
+}
+
 /**
  * vmsrs_extent_reserve() - reserve entries in the index, so that publishing the extent cannot fail
  * @app: the app
@@ -126,36 +180,28 @@ bool vmsrs_extent_valid(const struct vmsrs_extent *extent)
  */
 int vmsrs_extent_reserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent)
 {
-	u32 first = unit_of(extent->page), end = unit_of(extent->page + extent->pages), unit;
-	int error = 0;
+	int error;
 
-	for (unit = first; unit < end; unit++) {
-		if (xa_load(&app->units, unit)) {
-			vmsrs_device_fail(app->dev, "overlapping extents at page %u", extent->page);
-			error = -ENODEV;
-			break;
-		}
-		error = xa_reserve(&app->units, unit, GFP_KERNEL);
-		if (error)
-			break;
+	if (is_taken(app, first_unit(extent), end_unit(extent))) {
+		vmsrs_device_fail(app->dev, "overlapping extents at page %u", extent->page);
+		return -ENODEV;
 	}
+	error = index_store(app, first_unit(extent), end_unit(extent), XA_ZERO_ENTRY);
 	if (error)
-		while (unit-- > first)
-			xa_release(&app->units, unit);
+		vmsrs_extent_unreserve(app, extent);
 	return error;
 }
 
 /**
- * vmsrs_extent_unreserve() - give back what vmsrs_extent_reserve() has reserved
+ * vmsrs_extent_unreserve() - take an extent, or what vmsrs_extent_reserve() has reserved for it, out of the index
  * @app: the app
- * @extent: an extent that was not published
+ * @extent: the extent
+ *
+ * Context: the app's lock is held.
  */
 void vmsrs_extent_unreserve(struct vmsrs_app *app, const struct vmsrs_extent_pages *extent)
 {
-	u32 unit;
-
-	for (unit = unit_of(extent->page); unit < unit_of(extent->page + extent->pages); unit++)
-		xa_release(&app->units, unit);
+	WARN_ON(index_store(app, first_unit(extent), end_unit(extent), NULL));
 }
 
 /**
@@ -167,10 +213,7 @@ void vmsrs_extent_unreserve(struct vmsrs_app *app, const struct vmsrs_extent_pag
  */
 void vmsrs_extent_publish(struct vmsrs_app *app, struct vmsrs_extent_pages *extent)
 {
-	u32 unit;
-
-	for (unit = unit_of(extent->page); unit < unit_of(extent->page + extent->pages); unit++)
-		WARN_ON(xa_err(xa_store(&app->units, unit, extent, GFP_KERNEL)));
+	WARN_ON(index_store(app, first_unit(extent), end_unit(extent), extent));
 }
 
 /**

@@ -71,21 +71,29 @@ static int take_extents(struct vmsrs_domain *domain, const void *entries, u32 co
 	return 0;
 }
 
-static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page)
+/* `last` has the extent of the page before: pages come in order. */
+static struct vmsrs_page *page_entry(struct vmsrs_domain *domain, u32 page,
+				     struct vmsrs_extent_pages **last)
 {
-	struct vmsrs_extent_pages *extent;
+	struct vmsrs_extent_pages *extent = *last;
 
+	if (extent && page - extent->page < extent->pages)
+		return &extent->entries[page - extent->page];
 	/* Not from the index: the domain is being fetched, so its extents are not there yet. */
-	vmsrs_for_each_extent(extent, domain)
-		if (page >= extent->page && page - extent->page < extent->pages)
-			return &extent->entries[page - extent->page];
+	vmsrs_for_each_extent(extent, domain) {
+		if (page - extent->page >= extent->pages)
+			continue;
+		*last = extent;
+		return &extent->entries[page - extent->page];
+	}
 	return NULL;
 }
 
 /* Enters a sealed page of a domain that is not published yet. */
-static int take_page(struct vmsrs_domain *domain, u32 page, u32 frame)
+static int take_page(struct vmsrs_domain *domain, u32 page, u32 frame,
+		     struct vmsrs_extent_pages **last)
 {
-	struct vmsrs_page *entry = page_entry(domain, page);
+	struct vmsrs_page *entry = page_entry(domain, page, last);
 
 	if (!entry || frame == VMSRS_ZERO_FRAME ||
 	    (frame >= domain->app->dev->config.vault_frames && frame != VMSRS_DAMAGED_FRAME))
@@ -97,10 +105,11 @@ static int take_page(struct vmsrs_domain *domain, u32 page, u32 frame)
 static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 count)
 {
 	const struct vmsrs_page_frame *sealed = entries;
+	struct vmsrs_extent_pages *last = NULL;
 	int error = 0;
 
 	for (; count-- && !error; sealed++)
-		error = take_page(domain, sealed->page, sealed->frame);
+		error = take_page(domain, sealed->page, sealed->frame, &last);
 	return error;
 }
 
@@ -110,6 +119,7 @@ static int take_pages(struct vmsrs_domain *domain, const void *entries, u32 coun
 static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_reply *reply)
 {
 	struct vmsrs_device *dev = domain->app->dev;
+	struct vmsrs_extent_pages *last = NULL;
 	u32 pages = 0, next, i;
 	int error;
 
@@ -119,7 +129,7 @@ static int domain_fill(struct vmsrs_domain *domain, const struct vmsrs_domain_re
 	for (i = 0; i < ARRAY_SIZE(reply->frames) && !error; i++) {
 		if (reply->frames[i] == VMSRS_NONE)
 			continue;
-		error = take_page(domain, reply->first.page + i, reply->frames[i]);
+		error = take_page(domain, reply->first.page + i, reply->frames[i], &last);
 		pages++;
 	}
 	if (error == -EPROTO)

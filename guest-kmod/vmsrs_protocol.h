@@ -57,8 +57,11 @@
  */
 #define VMSRS_EXTENT_UNIT_PAGES 4
 
-/* Maximum number of pages in an extent (4 MiB). */
-#define VMSRS_EXTENT_MAX_PAGES 1024
+/*
+ * Maximum number of pages in an extent: those of the whole address range. How
+ * many there can be in all, the window decides.
+ */
+#define VMSRS_EXTENT_MAX_PAGES (VMSRS_APP_PAGES)
 
 /*
  * Address of page 0 of app 0, in every process. Page 0 of app n is

@@ -839,8 +839,7 @@ int vmsrs_set_root(const struct vmsrs_domain *domain, void *root);
  * may allocate and free at the same time.
  *
  * @param domain A domain that the request of the calling thread holds.
- * @param size Bytes, a little less than 4 MiB at most. 0 gives a block of its
- *     own, too.
+ * @param size Bytes. 0 gives a block of its own, too.
  * @return The block, or null with errno: ENOMEM (window or domain full, or size
  *     too large), EPERM (no request, or it does not hold the domain), EINVAL
  *     (domain is null), or what the driver said.
@@ -849,6 +848,8 @@ VMSRS_ALLOC void *vmsrs_alloc(const struct vmsrs_domain *domain, size_t size);
 
 /**
  * Allocates a block in a domain, filled with zeros.
+ *
+ * Pages of a block of 64 KiB or more that are zero already are not written.
  *
  * @param domain A domain that the request of the calling thread holds.
  * @param size Bytes.
@@ -957,9 +958,9 @@ VMSRS_MUST_USE struct vmsrs_domain *vmsrs_held_domain(uint32_t number);
  * vmsrs_usable_size() tells the size that a chunk was taken with.
  *
  * @param domain A domain that the request of the calling thread holds.
- * @param chunk_bytes Bytes from one chunk to the next: a multiple of 16, at
- *     least 32.
- * @param chunks How many; at least 1. The slab is smaller than 4 MiB.
+ * @param chunk_bytes Bytes from one chunk to the next: a multiple of 16, from
+ *     32 to 32 MiB.
+ * @param chunks How many; at least 1.
  * @param keep Bytes at the start of each chunk.
  * @return The first chunk, aligned to 16 bytes, or null with errno, as
  *     vmsrs_alloc(); EINVAL also for a wrong size.

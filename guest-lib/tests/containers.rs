@@ -102,6 +102,27 @@ fn a_table_of_texts_lives_in_a_domain() {
 }
 
 #[test]
+fn a_container_can_have_a_huge_block() {
+    const BYTES: usize = 100 << 20;
+    let domain = open("huge");
+    let outcome = domain.run(|_| {
+        let mut large = Text::with_capacity_in(BYTES, domain.allocator());
+        let first = large.as_ptr();
+        large.push(7);
+        large.shrink_to(BYTES / 2);
+        assert_eq!((large.as_ptr(), large.capacity()), (first, BYTES / 2));
+        large.reserve_exact(BYTES - 1);
+        assert_eq!(
+            (large.as_ptr(), large[0]),
+            (first, 7),
+            "there is room after it"
+        );
+        Ok::<_, Error>(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
 fn an_overrun_of_an_element_fails_its_request() {
     let domain = open("overrun");
     let outcome = domain.run(|request| {

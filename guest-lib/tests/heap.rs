@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{domain, success};
+use common::{app, domain, success};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -312,19 +312,204 @@ fn freed_memory_is_reused() {
     assert!(addresses.len() < 10);
 }
 
+/// Pages of memory that are there of a range.
+fn resident(block: NonNull<u8>, size: usize) -> usize {
+    let start = block.as_ptr() as usize & !0xfff;
+    let length = block.as_ptr() as usize + size - start;
+    let mut pages = vec![0u8; length.div_ceil(4096)];
+    // SAFETY: memory of the domain, and a byte for each page.
+    let outcome = unsafe { libc::mincore(start as *mut _, length, pages.as_mut_ptr()) };
+    assert_eq!(outcome, 0);
+    pages.iter().filter(|&&page| page & 1 != 0).count()
+}
+
+/// What the huge blocks of tests have: more than any table of a level of a heap's bitmaps stands for.
+const HUGE: usize = 2 << 30;
+
+/// Pages that are few for such a block: the kernel may give 512 where one is touched.
+const FEW: usize = 1 << 15;
+
+/// Places in a huge block, far from each other.
+fn places(size: usize) -> impl Iterator<Item = usize> {
+    (0..size).step_by(size / 7).chain([size - 1])
+}
+
 #[test]
-fn domain_grows_to_its_limit_and_then_fails() {
+fn huge_block_costs_the_pages_that_are_written() {
     let domain = domain();
-    let block = 1 << 20;
-    let total = success(domain, |_| {
-        let mut total = 0usize;
-        while domain.allocate(block, 16).is_ok() {
-            total += block;
+    let block = success(domain, |_| domain.allocate_zeroed(HUGE, 64).unwrap());
+    assert!(resident(block, HUGE) < FEW);
+    run_with_whole_audit(domain, |_| {
+        for place in places(HUGE) {
+            // SAFETY: a place in the block.
+            let byte = unsafe { block.add(place).as_mut() };
+            assert_eq!(std::mem::replace(byte, 7), 0);
         }
-        total
+    })
+    .unwrap();
+    // It moves, since nothing says that there is room after it.
+    let large = success(domain, |_| {
+        domain.allocate(100, 16).unwrap();
+        // SAFETY: not used afterwards.
+        unsafe { domain.reallocate(block, 2 * HUGE) }.unwrap()
     });
-    assert!(total > 300 << 20, "{total}");
-    success(domain, |_| domain.allocate(100, 16).unwrap());
+    let written = |block: NonNull<u8>| {
+        // SAFETY: places in the block.
+        places(HUGE).all(|place| unsafe { block.add(place).read() } == 7)
+    };
+    assert!(block != large && written(large));
+    assert!(resident(large, 2 * HUGE) < FEW);
+    // SAFETY: the places of the block that the old one did not have.
+    assert!(places(2 * HUGE).all(|place| place < HUGE || unsafe { large.add(place).read() } == 0));
+    run_with_whole_audit(domain, |_| {
+        // In its place.
+        // SAFETY: not used afterwards.
+        let small = unsafe { domain.reallocate(large, HUGE + 5) }.unwrap();
+        assert_eq!(small, large);
+        // SAFETY: as above.
+        assert_eq!(
+            unsafe { domain.reallocate(small, 2 * HUGE) }.unwrap(),
+            large
+        );
+        assert!(written(large));
+        // SAFETY: as above.
+        unsafe { domain.deallocate(large) }.unwrap();
+    })
+    .unwrap();
+    // What is freed is used again, and is zero if that is asked for.
+    run_with_whole_audit(domain, |_| {
+        let block = domain.allocate_zeroed(HUGE, 16).unwrap();
+        // SAFETY: places in the block.
+        assert!(places(HUGE).all(|place| unsafe { block.add(place).read() } == 0));
+        assert!(domain.allocate(100, 16).is_ok());
+    })
+    .unwrap();
+}
+
+#[test]
+fn damage_around_a_huge_block_is_found() {
+    let errors: [(Kind, fn(&'static Domain, NonNull<u8>)); 5] = [
+        (Kind::RedZone, |_, block| write(block, HUGE)),
+        (Kind::HeapCorrupt, |_, block| {
+            // SAFETY: within the domain; the damage is the error under test.
+            write(unsafe { block.sub(16) }, 9);
+        }),
+        (Kind::ForeignFree, |domain, block| {
+            // SAFETY: the error under test.
+            let _ = unsafe { domain.deallocate(block.add(HUGE / 2)) };
+        }),
+        (Kind::DoubleFree, |domain, block| {
+            for _ in 0..2 {
+                // SAFETY: the error under test.
+                let _ = unsafe { domain.deallocate(block) };
+            }
+        }),
+        (Kind::UseAfterFree, |domain, block| {
+            // SAFETY: the error under test.
+            let _ = unsafe { domain.deallocate(block) };
+            write(block, 1000);
+        }),
+    ];
+    for (kind, error) in errors {
+        let domain = domain();
+        let block = success(domain, |_| domain.allocate(HUGE, 16).unwrap());
+        let failure = failed(run_with_whole_audit(domain, |_| error(domain, block)));
+        assert_eq!(failure.kind, kind, "{failure}");
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Sparse {
+    size: usize,
+    /// Changes a block instead of taking one: which, and whether it is freed.
+    of: Option<(usize, bool)>,
+}
+
+fn sparse_steps() -> impl Strategy<Value = Vec<Sparse>> {
+    let size = prop_oneof![3 => 0usize..3000, 2 => 60_000usize..9 << 20, 2 => 0usize..1 << 29];
+    let step = (size, prop::option::of(any::<(usize, bool)>()));
+    let step = step.prop_map(|(size, of)| Sparse { size, of });
+    proptest::collection::vec(step, 1..40)
+}
+
+/// What a test writes into a block of that size: numbers at its beginning and end, and on either side of its middle.
+fn numbers(address: usize, size: usize) -> Vec<(*mut u64, u64)> {
+    let places = match size {
+        0..8 => vec![],
+        8..20_000 => vec![0],
+        _ => vec![0, size / 2 - 4096, size / 2, size - 8],
+    };
+    let number = |place: usize| ((address + place) as *mut u64, place as u64 / 5 + 1);
+    places.into_iter().map(number).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn huge_blocks_keep_what_they_have(steps in sparse_steps()) {
+        let domain = domain();
+        let mut blocks: BTreeMap<usize, usize> = BTreeMap::new();
+        for steps in steps.chunks(5) {
+            run_with_whole_audit(domain, |_| {
+                for step in steps {
+                    let picked = step.of.filter(|_| !blocks.is_empty());
+                    let picked = picked.map(|(which, free)| (*blocks.keys().nth(which % blocks.len()).unwrap(), free));
+                    let old = picked.map(|(address, _)| blocks.remove(&address).unwrap());
+                    let pointer = |address: usize| NonNull::new(address as *mut u8).unwrap();
+                    let block = match picked {
+                        Some((address, true)) => {
+                            // SAFETY: used no more.
+                            unsafe { domain.deallocate(pointer(address)) }.unwrap();
+                            continue;
+                        }
+                        // SAFETY: used no more.
+                        Some((address, false)) => unsafe { domain.reallocate(pointer(address), step.size) }.unwrap(),
+                        None => domain.allocate_zeroed(step.size, 16).unwrap(),
+                    };
+                    let address = block.as_ptr() as usize;
+                    let end = address + step.size;
+                    assert!(blocks.iter().all(|(&other, &size)| end <= other || other + size <= address));
+                    for (place, _) in numbers(address, step.size) {
+                        // SAFETY: in the block.
+                        let found = unsafe { place.read_unaligned() };
+                        assert!(old.is_some() || found == 0);
+                    }
+                    let kept = old.map_or(0, |old| old.min(step.size));
+                    for (place, number) in numbers(address, old.unwrap_or(0)) {
+                        // SAFETY: in the block.
+                        assert!(place as usize + 8 > address + kept || unsafe { place.read_unaligned() } == number);
+                    }
+                    for (place, number) in numbers(address, step.size) {
+                        // SAFETY: in the block.
+                        unsafe { place.write_unaligned(number) };
+                    }
+                    blocks.insert(address, step.size);
+                }
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn domain_grows_to_the_addresses_of_its_app_and_then_fails() {
+    app();
+    // SAFETY: the requests lend nothing to other threads.
+    let app = unsafe { vmsrs::App::open("all addresses") }.unwrap();
+    let domain = app.domain("all").unwrap();
+    let mut total = 0usize;
+    success(domain, |_| {
+        let mut block = 1 << 38;
+        while block >= 1 << 20 {
+            match domain.allocate(block, 16) {
+                Ok(_) => total += block,
+                Err(_) => block /= 2,
+            }
+        }
+    });
+    assert!(total > 1000 << 30, "{total}");
+    run_with_whole_audit(domain, |_| domain.allocate(100, 16).unwrap()).unwrap();
 }
 
 #[test]

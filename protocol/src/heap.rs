@@ -67,17 +67,25 @@ impl State {
 pub struct BlockHeader {
     /// Bound to the block's address, size, room and state; odd.
     pub check: u64,
-    /// Low half: size in bytes times 4, plus 2. High half: bytes from the block to the next header, in
-    /// units of 16.
+    /// Bits 28 to 63: bytes from the block to the next header, in units of 16. Bits 2 to 27: how many of these are the red zone's;
+    /// 0 for free space. Bit 1 is set, bit 0 is 0.
     ///
-    /// glibc has the size of its own blocks at this place. It takes the 2 for a block with a mapping of
+    /// glibc has the size of its own blocks at this place. It takes bit 1 for a block with a mapping of
     /// its own, and the odd word before it for an invalid start of a mapping: `free` and `realloc` of
-    /// glibc abort on such a block before they take a lock or change anything.
+    /// glibc abort on such a block before they take a lock or change anything. A number of 32 MiB or less here would change
+    /// what glibc takes for a large block; with the bytes in the upper bits it is more.
     pub meta: u64,
 }
 
 /// `IS_MMAPPED` of glibc's `malloc.c`; see [`BlockHeader::meta`].
 const MAPPED: u64 = 2;
+
+/// Position and mask of the red zone's bytes in [`BlockHeader::meta`], and position of the room.
+const ZONE_SHIFT: u32 = 2;
+const ZONE_MASK: u64 = (1 << (ROOM_SHIFT - ZONE_SHIFT)) - 1;
+const ROOM_SHIFT: u32 = 28;
+
+const _: () = assert!(RED_ZONE_MAX <= ZONE_MASK as usize);
 
 /// Size of a [`BlockHeader`] in bytes.
 ///
@@ -85,12 +93,17 @@ const MAPPED: u64 = 2;
 pub const BLOCK_HEADER: usize = size_of::<BlockHeader>();
 
 impl BlockHeader {
-    /// The header of a block of `size` bytes (less than 1 GiB) at `address`, with `room` bytes to the next
-    /// header (a multiple of 16, less than 4 GiB).
+    /// The header of a block of `size` bytes at `address`, with `room` bytes to the next header (a multiple of 16, less than
+    /// 1 TiB): as many as the block and its red zone have, which is less than 64 MiB. The size of free space is its room.
     #[inline]
     #[must_use]
     pub fn new(address: u64, size: usize, room: usize, state: State) -> Self {
-        let meta = (size as u64) << 2 | MAPPED | ((room / GRAIN) as u64) << 32;
+        let zone = match state {
+            State::Free => 0,
+            _ => (room - size) as u64,
+        };
+        debug_assert!(zone <= ZONE_MASK);
+        let meta = ((room / GRAIN) as u64) << ROOM_SHIFT | zone << ZONE_SHIFT | MAPPED;
         Self {
             check: check(address, meta, state),
             meta,
@@ -117,14 +130,21 @@ impl BlockHeader {
     #[inline]
     #[must_use]
     pub fn size(self) -> usize {
-        (self.meta & 0xffff_ffff) as usize >> 2
+        self.room().wrapping_sub(self.red_zone())
+    }
+
+    /// Size of its red zone in bytes; 0 for free space.
+    #[inline]
+    #[must_use]
+    pub fn red_zone(self) -> usize {
+        (self.meta >> ZONE_SHIFT & ZONE_MASK) as usize
     }
 
     /// Bytes from the block to the next header.
     #[inline]
     #[must_use]
     pub fn room(self) -> usize {
-        (self.meta >> 32) as usize * GRAIN
+        (self.meta >> ROOM_SHIFT) as usize * GRAIN
     }
 }
 
@@ -169,10 +189,25 @@ mod tests {
     }
 
     #[test]
+    fn glibc_takes_no_block_for_a_small_one_with_a_mapping() {
+        // DEFAULT_MMAP_THRESHOLD_MAX
+        let max = 32 << 20;
+        assert!(BlockHeader::new(0x1000, 0, 16, State::Live).meta > max);
+        assert!(BlockHeader::new(0x1000, 0, 16, State::Freed).meta & MAPPED != 0);
+    }
+
+    #[test]
     fn every_changed_bit_of_a_block_header_is_seen() {
-        for (address, size, room) in [(0x1000, 40, 64), (0x7f12_3456_7890, 100, 112)] {
+        let large = (1 << 40) - (1 << 35);
+        for (address, size, room) in [
+            (0x1000, 40, 64),
+            (0x7f12_3456_7890, 100, 112),
+            (0x1100_0000_0010, large - 39, large),
+        ] {
             for state in State::ALL {
                 let header = BlockHeader::new(address, size, room, state);
+                let size = if state == State::Free { room } else { size };
+                assert_eq!((header.size(), header.room()), (size, room));
                 assert_eq!(header.state(address), Some(state));
                 assert_eq!(header.state(address + 16), None);
                 let BlockHeader { check, meta } = header;

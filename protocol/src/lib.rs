@@ -50,15 +50,15 @@ pub const MAX_FRAMES: u32 = 0x4000_0000;
 /// page is found by one look-up of its unit.
 pub const EXTENT_UNIT_PAGES: u32 = 4;
 
-/// Maximum number of pages in an extent (4 MiB).
-pub const EXTENT_MAX_PAGES: u32 = 1024;
-
 /// Address of page 0 of app 0, in every process. Page 0 of app `n` is [`APP_PAGES`] * [`PAGE_SIZE`] *
 /// `n` bytes above. Above the shadow memory of the address sanitizer, which ends at `0x1000_7fff_8000`.
 pub const APP_BASE: u64 = 0x1100_0000_0000;
 
 /// Number of pages in the address range of an app (1 TiB).
 pub const APP_PAGES: u32 = 0x1000_0000;
+
+/// Maximum number of pages in an extent: those of the whole address range. How many there can be in all, the window decides.
+pub const EXTENT_MAX_PAGES: u32 = APP_PAGES;
 
 /// Maximum number of apps in a virtual machine. Their ranges end below the addresses that Linux gives
 /// to programs, stacks and libraries, and below the heap of the leak sanitizer, which begins at `0x5000_0000_0000`.

@@ -90,6 +90,16 @@ unsafe impl Allocator for DomainAllocator {
         Ok(NonNull::slice_from_raw_parts(block, layout.size()))
     }
 
+    fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        if layout.size() == 0 {
+            return Ok(nothing(layout));
+        }
+        let domain = held_domain(self.number).ok_or(AllocError)?;
+        let block = domain.allocate_zeroed(layout.size(), layout.align());
+        let block = block.map_err(|_| AllocError)?;
+        Ok(NonNull::slice_from_raw_parts(block, layout.size()))
+    }
+
     unsafe fn deallocate(&self, block: NonNull<u8>, layout: Layout) {
         if layout.size() == 0 {
             return;

@@ -2,7 +2,7 @@
 
 use super::options::Options;
 use crate::error::{Error, RunError};
-use crate::heap::Damage;
+use crate::heap::{Damage, Heap, Taken};
 use crate::run::left::outside;
 use crate::run::request::Request;
 use crate::run::{self, End, Stop};
@@ -113,27 +113,56 @@ impl Domain {
 
     /// Takes a block of at least `size` bytes, aligned to `alignment` (a power of two up to 4096;
     /// at least 16 is given). Its content is undefined; it is visible to others when the request
-    /// commits. One block can have at most a little less than 4 MiB.
+    /// commits. Pages of it that nobody writes cost the request nothing, so a table can be larger than what a request may write.
     ///
     /// # Errors
     ///
     /// [`Error::NotInRequest`], [`Error::NotHeld`], [`Error::Argument`], [`Error::OutOfMemory`].
     pub fn allocate(&'static self, size: usize, alignment: usize) -> Result<NonNull<u8>, Error> {
+        self.take_block(size, alignment, |heap| {
+            heap.allocate(self.first(), size, alignment)
+        })
+    }
+
+    /// Like [`Domain::allocate`]; the block is filled with zeros. Pages that are zero already are not written.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domain::allocate`].
+    pub fn allocate_zeroed(
+        &'static self,
+        size: usize,
+        alignment: usize,
+    ) -> Result<NonNull<u8>, Error> {
+        let taken = self.take_block(size, alignment, |heap| {
+            heap.allocate_known(self.first(), size, alignment)
+        })?;
+        // SAFETY: just taken, with that size.
+        unsafe { taken.clear(size) };
+        Ok(taken.block())
+    }
+
+    /// Takes a block by `allocate`.
+    #[expect(clippy::inline_always, reason = "for each block that is taken")]
+    #[inline(always)]
+    fn take_block<T: Block>(
+        &'static self,
+        size: usize,
+        alignment: usize,
+        allocate: impl FnOnce(&mut Heap) -> Result<Option<T>, Damage>,
+    ) -> Result<T, Error> {
         self.holding(|thread| {
             if !alignment.is_power_of_two() || alignment > PAGE_SIZE as usize {
                 return Err(Error::Argument(
                     "the alignment must be a power of two up to 4096",
                 ));
             }
-            let block = thread
-                .state()
-                .heap(self)
-                .allocate(self.first(), size, alignment)
-                .unwrap_or_else(|damage| fail(damage));
+            let taken =
+                allocate(&mut thread.state().heap(self)).unwrap_or_else(|damage| fail(damage));
             thread.state().note_heap(self);
-            let block = block.ok_or(Error::OutOfMemory { size })?;
-            self.note_recent(thread, block);
-            Ok(block)
+            let taken = taken.ok_or(Error::OutOfMemory { size })?;
+            self.note_recent(thread, taken.block());
+            Ok(taken)
         })
     }
 
@@ -206,12 +235,12 @@ impl Domain {
         if in_place {
             return Ok(block);
         }
-        let new = self.allocate(size, 16)?;
-        // SAFETY: two live blocks, both with at least that many bytes.
-        unsafe { new.copy_from_nonoverlapping(block, old.min(size)) };
+        let new = self.take_block(size, 16, |heap| heap.allocate_known(self.first(), size, 16))?;
+        // SAFETY: two live blocks, both with at least that many bytes; one was just taken.
+        unsafe { new.copy(block, old.min(size)) };
         // SAFETY: passed on to the caller.
         unsafe { self.deallocate(block) }?;
-        Ok(new)
+        Ok(new.block())
     }
 
     /// The root pointer, or null if it was never set. Without holding the domain, what it leads to
@@ -276,6 +305,23 @@ impl Domain {
     ) -> Result<(), Error> {
         outside()?;
         self.invariant().set(Box::new(check))
+    }
+}
+
+/// A block that was taken.
+trait Block {
+    fn block(&self) -> NonNull<u8>;
+}
+
+impl Block for NonNull<u8> {
+    fn block(&self) -> NonNull<u8> {
+        *self
+    }
+}
+
+impl Block for Taken {
+    fn block(&self) -> NonNull<u8> {
+        self.block
     }
 }
 

@@ -11,18 +11,21 @@ pub const CHUNK_OVERHEAD: usize = 24;
 
 const _: () = assert!(CHUNK_OVERHEAD == heap::CHUNK_OVERHEAD);
 
+/// Largest chunk: its header has the length of a red zone of up to 64 MiB.
+const CHUNK_MAX: usize = 32 << 20;
+
 const TOO_MUCH: Error = Error::Argument("a chunk has fewer bytes");
 
 impl Domain {
     /// Takes a *slab*: room for `chunks` chunks, which the server gives out itself. A new chunk begins every `chunk_bytes` bytes
-    /// (a multiple of 16, at least 32), the first one at the address that this returns; all are aligned to 16.
+    /// (a multiple of 16, from 32 to 32 MiB), the first one at the address that this returns; all are aligned to 16.
     /// [`CHUNK_OVERHEAD`] bytes of each are the library's.
     ///
     /// The server keeps its free lists and says what it does: [`Domain::take_chunk`], [`Domain::give_chunk`]. So the audit
     /// finds an overrun from one chunk into the next, and writes to a chunk that is not in use. All chunks of a new slab
     /// are free; the first `keep` bytes of each are the server's, for links, and undefined.
     ///
-    /// This writes to all chunks. A slab is smaller than 4 MiB, as blocks are.
+    /// This writes to all chunks, so a slab is limited by what a request can write.
     ///
     /// # Errors
     ///
@@ -34,9 +37,10 @@ impl Domain {
         keep: usize,
     ) -> Result<NonNull<u8>, Error> {
         self.holding(|thread| {
-            if !chunk_bytes.is_multiple_of(GRAIN) || chunk_bytes < 2 * GRAIN || chunks == 0 {
+            let is_size = (2 * GRAIN..=CHUNK_MAX).contains(&chunk_bytes);
+            if !chunk_bytes.is_multiple_of(GRAIN) || !is_size || chunks == 0 {
                 return Err(Error::Argument(
-                    "a slab has chunks of a multiple of 16 bytes, at least 32",
+                    "a slab has chunks of a multiple of 16 bytes, from 32 to 32 MiB",
                 ));
             }
             if keep > chunk_bytes - CHUNK_OVERHEAD {
@@ -66,7 +70,7 @@ impl Domain {
     pub fn take_chunk(&'static self, chunk: NonNull<u8>, size: usize) -> Result<(), Error> {
         self.holding(|thread| {
             let mut heap = thread.state().heap(self);
-            let has_room = heap.take(chunk.as_ptr() as u64, size);
+            let has_room = heap.take_chunk(chunk.as_ptr() as u64, size);
             if !has_room.unwrap_or_else(|damage| fail(damage)) {
                 return Err(TOO_MUCH);
             }
@@ -91,7 +95,7 @@ impl Domain {
     pub unsafe fn give_chunk(&'static self, chunk: NonNull<u8>, keep: usize) -> Result<(), Error> {
         self.holding(|thread| {
             let mut heap = thread.state().heap(self);
-            let has_room = heap.give(chunk.as_ptr() as u64, keep);
+            let has_room = heap.give_chunk(chunk.as_ptr() as u64, keep);
             if !has_room.unwrap_or_else(|damage| fail(damage)) {
                 return Err(TOO_MUCH);
             }

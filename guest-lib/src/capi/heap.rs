@@ -1,7 +1,7 @@
 //! Blocks in domains.
 
 use super::codes::{VMSRS_EINVAL, VMSRS_OK, errno_of, set_errno, status};
-use crate::Domain;
+use crate::{Domain, Error};
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -12,7 +12,7 @@ use std::ptr;
 /// free at the same time.
 ///
 /// @param domain A domain that the request of the calling thread holds.
-/// @param size Bytes, a little less than 4 MiB at most. 0 gives a block of its own, too.
+/// @param size Bytes. 0 gives a block of its own, too.
 /// @return The block, or null with `errno`: `ENOMEM` (window or domain full, or `size` too
 ///   large), `EPERM` (no request, or it does not hold the domain), `EINVAL` (`domain` is
 ///   null), or what the driver said.
@@ -30,6 +30,8 @@ pub unsafe extern "C" fn vmsrs_alloc(domain: *const Domain, size: usize) -> *mut
 
 /// Allocates a block in a domain, filled with zeros.
 ///
+/// Pages of a block of 64 KiB or more that are zero already are not written.
+///
 /// @param domain A domain that the request of the calling thread holds.
 /// @param size Bytes.
 /// @return As `vmsrs_alloc()`.
@@ -41,13 +43,9 @@ pub unsafe extern "C" fn vmsrs_alloc(domain: *const Domain, size: usize) -> *mut
 /// cbindgen:prefix=VMSRS_ALLOC
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsrs_alloc_zeroed(domain: *const Domain, size: usize) -> *mut c_void {
-    // SAFETY: the same contract.
-    let block = unsafe { vmsrs_alloc(domain, size) };
-    if !block.is_null() {
-        // SAFETY: a fresh block of that size.
-        unsafe { ptr::write_bytes(block.cast::<u8>(), 0, size) };
-    }
-    block
+    // SAFETY: a handle or null by contract.
+    let domain = unsafe { domain.as_ref() };
+    block_of(domain.map(|domain| domain.allocate_zeroed(size, 16)))
 }
 
 /// Allocates an aligned block in a domain.
@@ -69,17 +67,19 @@ pub unsafe extern "C" fn vmsrs_alloc_aligned(
     alignment: usize,
 ) -> *mut c_void {
     // SAFETY: a handle or null by contract.
-    let Some(domain) = (unsafe { domain.as_ref() }) else {
-        set_errno(libc::EINVAL);
-        return ptr::null_mut();
+    let domain = unsafe { domain.as_ref() };
+    block_of(domain.map(|domain| domain.allocate(size, alignment)))
+}
+
+/// What a call returns that takes a block; without a domain it has an invalid argument.
+fn block_of(taken: Option<Result<ptr::NonNull<u8>, Error>>) -> *mut c_void {
+    let error = match taken {
+        Some(Ok(block)) => return block.as_ptr().cast(),
+        Some(Err(error)) => errno_of(&error),
+        None => libc::EINVAL,
     };
-    match domain.allocate(size, alignment) {
-        Ok(block) => block.as_ptr().cast(),
-        Err(error) => {
-            set_errno(errno_of(&error));
-            ptr::null_mut()
-        }
-    }
+    set_errno(error);
+    ptr::null_mut()
 }
 
 /// Changes the size of a block in a domain, in place or by moving it.
@@ -104,22 +104,14 @@ pub unsafe extern "C" fn vmsrs_realloc(
     size: usize,
 ) -> *mut c_void {
     // SAFETY: a handle or null by contract.
-    let Some(domain) = (unsafe { domain.as_ref() }) else {
-        set_errno(libc::EINVAL);
-        return ptr::null_mut();
-    };
-    let outcome = match ptr::NonNull::new(block.cast::<u8>()) {
-        None => domain.allocate(size, 16),
-        // SAFETY: the caller gives the block up; the heap detects what is not a block.
-        Some(block) => unsafe { domain.reallocate(block, size) },
-    };
-    match outcome {
-        Ok(block) => block.as_ptr().cast(),
-        Err(error) => {
-            set_errno(errno_of(&error));
-            ptr::null_mut()
-        }
-    }
+    let domain = unsafe { domain.as_ref() };
+    block_of(
+        domain.map(|domain| match ptr::NonNull::new(block.cast::<u8>()) {
+            None => domain.allocate(size, 16),
+            // SAFETY: the caller gives the block up; the heap detects what is not a block.
+            Some(block) => unsafe { domain.reallocate(block, size) },
+        }),
+    )
 }
 
 /// Frees a block of a domain.

@@ -19,8 +19,8 @@ use std::ptr::{self, NonNull};
 /// `vmsrs_usable_size()` tells the size that a chunk was taken with.
 ///
 /// @param domain A domain that the request of the calling thread holds.
-/// @param chunk_bytes Bytes from one chunk to the next: a multiple of 16, at least 32.
-/// @param chunks How many; at least 1. The slab is smaller than 4 MiB.
+/// @param chunk_bytes Bytes from one chunk to the next: a multiple of 16, from 32 to 32 MiB.
+/// @param chunks How many; at least 1.
 /// @param keep Bytes at the start of each chunk.
 /// @return The first chunk, aligned to 16 bytes, or null with `errno`, as `vmsrs_alloc()`;
 ///   `EINVAL` also for a wrong size.

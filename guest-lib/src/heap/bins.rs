@@ -2,7 +2,7 @@
 //! a new dynamic memory allocator for real-time systems, ECRTS 2004).
 //!
 //! Rooms below [`EXACT`] grains have a list for each size. Above, each power of two is divided into
-//! [`STEPS`] lists. A map says which lists are not empty, so a search takes a bounded number of steps.
+//! [`STEPS`] lists, up to [`COARSE`] grains: of what is larger there is little. A map says which lists are not empty, so a search takes a bounded number of steps.
 
 use vmsrs_protocol::EXTENT_MAX_PAGES;
 use vmsrs_protocol::PAGE_SIZE;
@@ -15,6 +15,10 @@ const STEPS: usize = 1 << STEPS_LOG;
 const STEPS_LOG: u32 = 3;
 /// Logarithm of [`EXACT`].
 const EXACT_LOG: u32 = EXACT.trailing_zeros();
+
+/// From this many grains on (4 MiB) each power of two has one list.
+const COARSE: usize = 1 << COARSE_LOG;
+const COARSE_LOG: u32 = 18;
 
 /// Size of the largest room, in grains.
 const GRAINS_MAX: usize = EXTENT_MAX_PAGES as usize * PAGE_SIZE as usize / GRAIN;
@@ -42,6 +46,9 @@ pub(crate) const fn list_of(grains: usize) -> usize {
         return grains;
     }
     let log = grains.ilog2();
+    if grains >= COARSE {
+        return list_of(COARSE - 1) + 1 + (log - COARSE_LOG) as usize;
+    }
     let step = (grains >> (log - STEPS_LOG)) & (STEPS - 1);
     EXACT + (log - EXACT_LOG) as usize * STEPS + step
 }
@@ -51,7 +58,13 @@ pub(super) fn list_for(grains: usize) -> usize {
     if grains < EXACT {
         return grains;
     }
-    list_of(grains + (1 << (grains.ilog2() - STEPS_LOG)) - 1)
+    let log = grains.ilog2();
+    let step = if grains < COARSE {
+        log - STEPS_LOG
+    } else {
+        log
+    };
+    list_of(grains + (1 << step) - 1)
 }
 
 impl Bins {
@@ -141,13 +154,21 @@ mod tests {
     #[test]
     fn bins_are_ordered_by_size() {
         let mut highest = 0;
-        for grains in 1..=GRAINS_MAX {
+        let powers = (COARSE_LOG..=GRAINS_MAX.ilog2()).map(|log| 1usize << log);
+        let near = |power: usize| power - 2..(power + 3).min(GRAINS_MAX + 1);
+        for grains in (1..=COARSE).chain(powers.clone().flat_map(near)) {
             let list = list_of(grains);
-            assert!(list == highest || list == highest + 1);
-            highest = list;
+            assert!(list == highest || list == highest + 1 || grains + 2 >= COARSE);
+            highest = highest.max(list);
         }
         assert_eq!(highest, COUNT - 1);
-        for grains in (1..5000).chain(GRAINS_MAX / 2 - 2000..GRAINS_MAX / 2 + 2000) {
+        for power in powers {
+            assert_eq!(list_of(power), list_of(power - 1) + 1);
+            assert!(power > GRAINS_MAX / 2 || list_of(power) == list_of(2 * power - 1));
+        }
+        let halves = [COARSE / 2, COARSE, 64 * COARSE, GRAINS_MAX / 2];
+        let around = |half: usize| half - 2000..half + 2000;
+        for grains in (1..5000).chain(halves.into_iter().flat_map(around)) {
             let list = list_for(grains);
             assert!(list >= list_of(grains));
             let smaller = (1..grains).rev().take(1000);

@@ -3,14 +3,17 @@
 //! ```text
 //! extent 0:  DomainHeader | starts | fills | heap ...
 //! extent n:  starts | fills | heap ...
+//! large one: LargeHeader | levels of starts | levels of fills | starts | fills | heap ...
 //! heap:      chunk | chunk | ...        a block, free room or part of a slab, each with a BlockHeader before it
 //! ```
 //!
 //! An extent has two bitmaps with one bit for each 16 bytes. In *starts* it is set where a chunk's bytes
 //! begin, so a pointer is known to be a block without reading through it, and the audit finds all
 //! chunks. In *fills* it is set where free room is filled with [`POISON`] and must still be, and as a mark in
-//! chunks of slabs (`slab.rs`).
+//! chunks of slabs (`slab.rs`). Those of an extent of more than
+//! [`PLAIN_PAGES`] pages have levels above them (`sums.rs`), so that nothing in it takes time by its size.
 
+use super::sums;
 use std::mem::{align_of, offset_of, size_of};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::control::Extent;
@@ -23,7 +26,7 @@ use super::bins::Bins;
 /// Marks an initialised domain ("VMSRSDOM").
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"VMSRSDOM");
 
-/// Most extents in one domain. They grow with the domain up to 4 MiB each: about 460 MiB in all.
+/// Most extents in one domain. They grow with the domain (`grow.rs`): sixty-five make a terabyte.
 pub(crate) const EXTENTS_MAX: usize = 128;
 
 /// Bytes of one bitmap for a page.
@@ -31,6 +34,33 @@ pub(crate) const BITMAP_PER_PAGE: usize = PAGE_SIZE as usize / GRAIN / 8;
 
 /// Bytes of an extent's bitmaps for a page.
 pub(crate) const MAPS_PER_PAGE: usize = 2 * BITMAP_PER_PAGE;
+
+/// Pages of an extent up to which its bitmaps are looked through word by word.
+pub(crate) const PLAIN_PAGES: usize = 1024;
+
+/// Words of one bitmap of an extent.
+pub(crate) const fn bitmap_words(pages: usize) -> usize {
+    pages * BITMAP_PER_PAGE / size_of::<u64>()
+}
+
+/// Bytes that the levels of one bitmap of an extent have.
+pub(crate) const fn levels_bytes(pages: usize) -> usize {
+    if pages <= PLAIN_PAGES {
+        return 0;
+    }
+    let bytes = sums::total(bitmap_words(pages)) * size_of::<u64>();
+    bytes.next_multiple_of(64)
+}
+
+/// Starts a large extent, after the domain's header if it is the first one. All zero in a new one.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LargeHeader {
+    /// From this address on nothing of the extent was ever written; 0 as long as its heap is empty.
+    pub(crate) fresh: u64,
+    /// Bound to `fresh` and its place.
+    pub(crate) check: u64,
+}
 
 /// Starts a domain's first page. All zero in a new domain.
 #[repr(C)]

@@ -9,27 +9,38 @@
 
 mod bins;
 mod check;
+mod grow;
 pub(crate) mod layout;
+mod resize;
 mod room;
 mod slab;
 mod span;
+mod sums;
+mod zeroed;
 
 pub(crate) use check::PageCheck;
 pub(crate) use layout::GRAIN;
 pub(crate) use slab::CHUNK_OVERHEAD;
+pub(crate) use zeroed::Taken;
 
 use crate::failure::Kind;
 use crate::shared::backend::Backend;
 use layout::{
-    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, MAGIC, MAPS_PER_PAGE,
-    POISON, POISON_MAX, RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
+    BLOCK_HEADER, BlockHeader, DomainHeader, EXTENTS_MAX, FINGERPRINT, MAGIC, POISON, POISON_MAX,
+    RED, RED_ZONE_MAX, RED_ZONE_MIN, State, extents_check, with_red_zone,
 };
 use span::Span;
 use std::ptr::NonNull;
 use vmsrs_protocol::control::Extent;
-use vmsrs_protocol::{EXTENT_MAX_PAGES, EXTENT_UNIT_PAGES, PAGE_SIZE};
+use vmsrs_protocol::{EXTENT_MAX_PAGES, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
+
+/// No block is larger.
+const SIZE_MAX: usize = EXTENT_MAX_PAGES as usize * PAGE;
+
+/// From this size on a block changes its size in its place, and is copied and cleared only where that changes something.
+const LARGE: usize = 1 << 16;
 
 /// Something wrong in a domain, found before it could do harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,24 +162,23 @@ impl Chunk {
         self.slice(0, self.header.size().min(POISON_MAX))
     }
 
-    /// The bytes of the live block at `address` if its header is whole, and its room ends at `end`. Headers lie before
-    /// `address` and at `end`, in one extent.
+    /// How long the red zone of the live block at `address` is if its header is whole, and its room ends at `end`. Headers lie
+    /// before `address` and at `end`, in one extent.
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
-    fn size_of_live(address: u64, end: u64) -> Option<u64> {
+    fn red_zone_of_live(address: u64, end: u64) -> Option<u64> {
         // SAFETY: a header lies before the address, in the extent that the request holds.
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let grains = (end - address) as usize / GRAIN;
-        let is_live = header.room() / GRAIN == grains && header.is(address, State::Live);
-        is_live.then(|| header.size() as u64)
+        let is_live = header.room() == (end - address) as usize && header.is(address, State::Live);
+        is_live.then(|| header.red_zone() as u64)
     }
 
     /// Whether that is a live block with room for a red zone, whatever is in it.
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_live(address: u64, end: u64) -> bool {
-        Self::size_of_live(address, end)
-            .is_some_and(|size| with_red_zone(size as usize) as u64 <= end - address)
+        Self::red_zone_of_live(address, end)
+            .is_some_and(|zone| (RED_ZONE_MIN as u64..=end - address).contains(&zone))
     }
 
     /// Whether that is a live block whose red zone is whole, too; for the audit, which meets little else. What is wrong
@@ -176,9 +186,9 @@ impl Chunk {
     #[expect(clippy::inline_always, reason = "for each block of an audit")]
     #[inline(always)]
     fn is_whole_live(address: u64, end: u64) -> bool {
-        let size = Self::size_of_live(address, end);
-        // SAFETY: the end of the block's room.
-        size.is_some_and(|size| unsafe { is_red_zone(address + size, end) })
+        let zone = Self::red_zone_of_live(address, end);
+        // SAFETY: the end of the block's room; where its header says more than that, the bytes lie in the extent as well.
+        zone.is_some_and(|zone| unsafe { is_red_zone(end - zone, end) })
     }
 
     fn check_red_zone(&self) -> Result<(), Damage> {
@@ -327,7 +337,11 @@ impl Heap {
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
         let state = header.state(address)?;
         let inside = header.room() >= GRAIN && address + header.room() as u64 <= span.end();
-        let is_whole = inside && with_red_zone(header.size()) <= header.room().max(GRAIN);
+        let zone = match state {
+            State::Free => 0..=0,
+            _ => RED_ZONE_MIN..=header.room(),
+        };
+        let is_whole = inside && zone.contains(&header.red_zone());
         is_whole.then_some(Chunk {
             span,
             address,
@@ -360,38 +374,6 @@ impl Heap {
         self.make_room(span, address, room)
     }
 
-    /// Makes the heap larger, so that there is a room of at least `bytes`. False when there is no
-    /// memory.
-    fn grow(&mut self, bytes: usize) -> Result<bool, Damage> {
-        let least = (bytes + BLOCK_HEADER).div_ceil(PAGE - MAPS_PER_PAGE) as u32;
-        if least > EXTENT_MAX_PAGES {
-            return Ok(false);
-        }
-        loop {
-            let index = self.extents().len();
-            if index >= EXTENTS_MAX {
-                return Ok(false);
-            }
-            // Growing by what there is already keeps extents few and small domains small.
-            let total: u32 = self.extents().iter().map(|extent| extent.pages).sum();
-            let ask = |pages: u32| {
-                let pages = pages.next_multiple_of(EXTENT_UNIT_PAGES);
-                self.backend.extent(self.domain, index as u32, pages)
-            };
-            let found = ask(least.max(total.min(EXTENT_MAX_PAGES)))
-                // A nearly full window may still have room for the least size.
-                .or_else(|_| ask(least));
-            // An extent left by a failed request may be smaller than what was asked for.
-            let Ok(extent) = found else {
-                return Ok(false);
-            };
-            self.add_extent(index, extent)?;
-            if extent.pages >= least {
-                return Ok(true);
-            }
-        }
-    }
-
     /// Takes a block of `size` bytes; `None` when there is no memory. `alignment` is a power of two
     /// up to 4096. `first` is the domain's first extent.
     ///
@@ -404,8 +386,22 @@ impl Heap {
         size: usize,
         alignment: usize,
     ) -> Result<Option<NonNull<u8>>, Damage> {
+        let block = self.take(first, size, alignment, |_| Ok(()))?;
+        Ok(block.map(|(address, ())| address))
+    }
+
+    /// The same; `look` sees the room that the block is taken from.
+    #[expect(clippy::inline_always, reason = "for each block that is taken")]
+    #[inline(always)]
+    fn take<T>(
+        &mut self,
+        first: Extent,
+        size: usize,
+        alignment: usize,
+        look: impl FnOnce(&Chunk) -> Result<T, Damage>,
+    ) -> Result<Option<(NonNull<u8>, T)>, Damage> {
         self.prepare(first)?;
-        if size > EXTENT_MAX_PAGES as usize * PAGE {
+        if size > SIZE_MAX {
             return Ok(None);
         }
         let alignment = alignment.max(GRAIN);
@@ -418,12 +414,14 @@ impl Heap {
         let Some(found) = self.find(wanted)? else {
             return Ok(None);
         };
+        let seen = look(&found)?;
         let mut block = self.carve(found, room, alignment)?;
         block.mark(size, block.header.room(), State::Live);
         block.red_zone().fill(RED);
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks += 1 };
-        Ok(NonNull::new(block.address as *mut u8))
+        let block = NonNull::new(block.address as *mut u8);
+        Ok(block.map(|block| (block, seen)))
     }
 
     /// The live block at `address`.
@@ -506,7 +504,7 @@ impl Heap {
         // A longer red zone would waste room for one more chunk.
         let red_zone = room.checked_sub(size);
         if !red_zone.is_some_and(|bytes| (RED_ZONE_MIN..=RED_ZONE_MAX).contains(&bytes)) {
-            return Ok(false);
+            return self.stretch(block, size);
         }
         block.check_red_zone()?;
         block.mark(size, room, State::Live);

@@ -111,7 +111,7 @@ impl Heap {
     }
 
     /// Takes a room out of its list.
-    fn unlink(&mut self, room: &Chunk) -> Result<(), Damage> {
+    pub(super) fn unlink(&mut self, room: &Chunk) -> Result<(), Damage> {
         let (previous, next) = self.neighbours(room)?;
         let address = |chunk: Option<Chunk>| chunk.map_or(0, |chunk| chunk.address);
         if let Some(next) = next {
@@ -134,6 +134,7 @@ impl Heap {
     ) -> Result<(), Damage> {
         let of = list(room);
         let head = self.head(of)?;
+        span.touch(address + STEP)?;
         span.fills()
             .clear_range(address - BLOCK_HEADER as u64, address + STEP);
         span.starts().set(address);
@@ -219,6 +220,7 @@ impl Heap {
             end.min(taken.end + STEP),
         )?;
         span.fills().clear_range(taken.start, taken.end);
+        span.touch(taken.end)?;
         if address != from.address {
             let front = address - header - from.address;
             self.make_room(span, from.address, front as usize)?;
@@ -230,7 +232,8 @@ impl Heap {
         Ok(Chunk {
             span,
             address,
-            header: BlockHeader::new(address, 0, room as usize, State::Live),
+            // Its size is not known here.
+            header: BlockHeader::new(address, 0, room as usize, State::Free),
             state: State::Live,
         })
     }
@@ -293,7 +296,7 @@ impl Heap {
 }
 
 /// Fills free room, whole units.
-fn fill(span: Span, from: u64, to: u64) {
+pub(super) fn fill(span: Span, from: u64, to: u64) {
     // SAFETY: callers give room of the heap that nobody else uses.
     unsafe { std::ptr::write_bytes(from as *mut u8, POISON, (to - from) as usize) };
     span.fills().set_range(from, to);

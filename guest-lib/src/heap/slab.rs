@@ -73,10 +73,12 @@ impl Chunk {
     pub(super) fn is_whole_of_slab(address: u64, end: u64) -> bool {
         // SAFETY: a header lies before the address, in the extent that the request holds.
         let header = unsafe { ((address - BLOCK_HEADER as u64) as *const BlockHeader).read() };
-        let (size, room) = (header.size(), header.room());
-        if room != (end - address) as usize || size + RED_ZONE_MIN > room {
+        let room = header.room();
+        let is_zone = (RED_ZONE_MIN..=room).contains(&header.red_zone());
+        if room != (end - address) as usize || !is_zone {
             return false;
         }
+        let size = header.size();
         let byte = match header {
             header if header.is(address, State::Taken) => RED,
             header if header.is(address, State::Given) => POISON,
@@ -211,7 +213,7 @@ impl Heap {
     ///
     /// [`Kind::HeapCorrupt`] if there is no such chunk, or it is in use: a list of the server is wrong.
     /// [`Kind::UseAfterFree`], [`Kind::RedZone`] if it was written to.
-    pub(crate) fn take(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
+    pub(crate) fn take_chunk(&mut self, address: u64, size: usize) -> Result<bool, Damage> {
         let chunk = self.chunk_of_slab(address, State::Given)?;
         let mut chunk = chunk.ok_or(Damage::corrupt(address))?;
         if size.saturating_add(RED_ZONE_MIN) > chunk.header.room() {
@@ -228,7 +230,7 @@ impl Heap {
     ///
     /// [`Kind::DoubleFree`], [`Kind::ForeignFree`], [`Kind::HeapCorrupt`] if it is not a taken chunk;
     /// [`Kind::RedZone`].
-    pub(crate) fn give(&mut self, address: u64, keep: usize) -> Result<bool, Damage> {
+    pub(crate) fn give_chunk(&mut self, address: u64, keep: usize) -> Result<bool, Damage> {
         let Some(mut chunk) = self.chunk_of_slab(address, State::Taken)? else {
             let foreign = Damage::new(Kind::ForeignFree, address);
             let span = self.span_of(address).ok_or(foreign)?;
@@ -350,7 +352,7 @@ mod tests {
                         &mut sizes[which % chunks],
                     );
                     *size = part(how, chunk_bytes - CHUNK_OVERHEAD);
-                    let done = if *taken { heap.give(address, *size) } else { heap.take(address, *size) };
+                    let done = if *taken { heap.give_chunk(address, *size) } else { heap.take_chunk(address, *size) };
                     assert_eq!(done, Ok(true));
                     *taken = !*taken;
                 }
@@ -414,15 +416,23 @@ mod tests {
             let slab = domain.allocate_slab(96, 4, 8).unwrap().as_ptr() as u64;
             let other = domain.allocate_slab(96, 4, 8).unwrap().as_ptr() as u64;
             let [taken, given] = [slab + 96, slab + 192];
-            assert_eq!(heap.take(taken, 72), Ok(true));
+            assert_eq!(heap.take_chunk(taken, 72), Ok(true));
             let found = |outcome: Result<bool, Damage>| outcome.unwrap_err().kind;
-            assert_eq!(found(heap.take(taken, 8)), Kind::HeapCorrupt);
+            assert_eq!(found(heap.take_chunk(taken, 8)), Kind::HeapCorrupt);
             for wrong in [block, taken + 16, taken + 8, slab - 16, 16, 0] {
-                assert_eq!(found(heap.take(wrong, 8)), Kind::HeapCorrupt, "{wrong:#x}");
-                assert_eq!(found(heap.give(wrong, 8)), Kind::ForeignFree, "{wrong:#x}");
+                assert_eq!(
+                    found(heap.take_chunk(wrong, 8)),
+                    Kind::HeapCorrupt,
+                    "{wrong:#x}"
+                );
+                assert_eq!(
+                    found(heap.give_chunk(wrong, 8)),
+                    Kind::ForeignFree,
+                    "{wrong:#x}"
+                );
                 assert_eq!(heap.join_slab(wrong).unwrap_err().kind, Kind::ForeignFree);
             }
-            assert_eq!(found(heap.give(given, 8)), Kind::DoubleFree);
+            assert_eq!(found(heap.give_chunk(given, 8)), Kind::DoubleFree);
             // Not the first chunk.
             assert_eq!(heap.join_slab(taken).unwrap_err().kind, Kind::ForeignFree);
             // A block is none of them, nor the slab.
@@ -432,13 +442,13 @@ mod tests {
             assert_eq!(live(slab - 32), Kind::ForeignFree);
             assert_eq!(live(given), Kind::DoubleFree);
             // More than there is room for.
-            assert_eq!(heap.take(given, 73), Ok(false));
-            assert_eq!(heap.take(given, usize::MAX), Ok(false));
-            assert_eq!(heap.give(taken, 73), Ok(false));
+            assert_eq!(heap.take_chunk(given, 73), Ok(false));
+            assert_eq!(heap.take_chunk(given, usize::MAX), Ok(false));
+            assert_eq!(heap.give_chunk(taken, 73), Ok(false));
             assert_eq!(heap.join_slab(slab), Ok(slab - 32));
             assert_eq!(heap.join_slab(slab).unwrap_err().kind, Kind::ForeignFree);
-            assert_eq!(found(heap.give(taken, 8)), Kind::ForeignFree);
-            assert_eq!(heap.take(other, 8), Ok(true));
+            assert_eq!(found(heap.give_chunk(taken, 8)), Kind::ForeignFree);
+            assert_eq!(heap.take_chunk(other, 8), Ok(true));
         });
     }
 
@@ -453,11 +463,13 @@ mod tests {
                 (48, 0, 0),
                 (48, 1, 25),
                 (48, 1, usize::MAX),
+                (1 << 62, 8, 0),
+                (usize::MAX & !15, 1, 0),
             ] {
                 let refused = domain.allocate_slab(chunk_bytes, chunks, keep);
                 assert!(matches!(refused, Err(Error::Argument(_))), "{refused:?}");
             }
-            for (chunk_bytes, chunks) in [(1 << 20, 4), (1 << 62, 8), (usize::MAX & !15, 1)] {
+            for (chunk_bytes, chunks) in [(1 << 20, 1 << 20), (1 << 20, usize::MAX)] {
                 let refused = domain.allocate_slab(chunk_bytes, chunks, 0);
                 assert!(
                     matches!(refused, Err(Error::OutOfMemory { .. })),

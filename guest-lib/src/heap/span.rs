@@ -1,6 +1,11 @@
 //! One extent as the heap sees it: its two bitmaps, and the chunks after them.
 
-use super::layout::{BITMAP_PER_PAGE, BLOCK_HEADER, DomainHeader, GRAIN, MAPS_PER_PAGE};
+use super::layout::{
+    BITMAP_PER_PAGE, BLOCK_HEADER, DomainHeader, GRAIN, LargeHeader, MAPS_PER_PAGE, PLAIN_PAGES,
+    bitmap_words, levels_bytes,
+};
+use super::sums::Sums;
+use super::{Damage, first_other};
 use std::mem::size_of;
 use std::ops::Range;
 use vmsrs_protocol::PAGE_SIZE;
@@ -12,6 +17,9 @@ const STEP: u64 = GRAIN as u64;
 /// Bytes that a word of a bitmap stands for.
 const WORD: u64 = 64 * STEP;
 
+/// Bytes for which [`LargeHeader::fresh`] is moved on, so that few requests write it.
+const FRESH_STEP: u64 = 1 << 20;
+
 /// An extent's addresses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
@@ -19,6 +27,8 @@ pub(super) struct Span {
     start: u64,
     maps: u64,
     pages: usize,
+    /// Bytes of the levels of a bitmap, in front of both; 0 without.
+    levels: usize,
 }
 
 impl Span {
@@ -30,10 +40,27 @@ impl Span {
         } else {
             0
         };
-        Self {
+        let pages = extent.pages as usize;
+        let plain = Self {
             start,
             maps: start + header,
-            pages: extent.pages as usize,
+            pages,
+            levels: 0,
+        };
+        if pages > PLAIN_PAGES {
+            plain.with_levels()
+        } else {
+            plain
+        }
+    }
+
+    #[cold]
+    fn with_levels(self) -> Self {
+        let levels = levels_bytes(self.pages);
+        Self {
+            maps: self.maps + (size_of::<LargeHeader>() + 2 * levels) as u64,
+            levels,
+            ..self
         }
     }
 
@@ -58,25 +85,140 @@ impl Span {
         address >= self.first() + STEP && address < self.end() && address.is_multiple_of(STEP)
     }
 
+    /// Whether its bitmaps have levels above them.
+    #[inline]
+    pub(super) fn is_large(self) -> bool {
+        self.levels != 0
+    }
+
     /// Where the bytes of chunks begin.
+    #[inline]
     pub(super) fn starts(self) -> Bits {
         Bits {
             start: self.start,
             end: self.end(),
             words: self.maps as *mut u64,
+            sums: self.sums(0),
         }
     }
 
     /// Which free room is filled.
+    #[inline]
     pub(super) fn fills(self) -> Bits {
         Bits {
             words: (self.maps + (self.pages * BITMAP_PER_PAGE) as u64) as *mut u64,
+            sums: self.sums(1),
             ..self.starts()
         }
     }
 
-    /// Pages of the extent that have neither bitmaps nor an end of the extent near them.
+    /// The levels of bitmap number `map`.
+    #[inline]
+    fn sums(self, map: usize) -> Sums {
+        if !self.is_large() {
+            return Sums::NONE;
+        }
+        let first = self.maps - ((2 - map) * self.levels) as u64;
+        Sums::new(first as *mut u64, bitmap_words(self.pages))
+    }
+
+    /// The header of a large extent.
+    fn large_header(self) -> *mut LargeHeader {
+        (self.maps - 2 * self.levels as u64).wrapping_sub(size_of::<LargeHeader>() as u64)
+            as *mut LargeHeader
+    }
+
+    /// The header of a large extent from whose address `fresh` on nothing was ever written.
+    fn fresh_from(self, fresh: u64) -> LargeHeader {
+        let place = self.large_header() as u64;
+        let check = (fresh ^ place.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        LargeHeader { fresh, check }
+    }
+
+    /// From which address on the extent is known to be zero: nothing was ever written there.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    pub(super) fn fresh(self) -> Result<u64, Damage> {
+        if !self.is_large() {
+            return Ok(self.end());
+        }
+        let place = self.large_header();
+        // SAFETY: in the extent, which the request holds.
+        let header = unsafe { place.read() };
+        if (header.fresh, header.check) == (0, 0) {
+            return Ok(self.first());
+        }
+        if header != self.fresh_from(header.fresh) {
+            return Err(Damage::corrupt(place as u64));
+        }
+        Ok(header.fresh)
+    }
+
+    /// Whether a page of the extent is one where nothing was ever written. Anything in it is damage: it is known to be zero.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    pub(super) fn check_fresh(self, page: u64) -> Result<bool, Damage> {
+        if !self.is_large() || page < self.fresh()? {
+            return Ok(false);
+        }
+        // SAFETY: a page of the extent, which the request holds.
+        let bytes = unsafe { std::slice::from_raw_parts(page as *const u8, PAGE as usize) };
+        match first_other(bytes, 0) {
+            None => Ok(true),
+            Some(at) => Err(Damage::corrupt(page + at as u64)),
+        }
+    }
+
+    /// Notes that what is below an address will be written.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    #[inline]
+    pub(super) fn touch(self, below: u64) -> Result<(), Damage> {
+        if self.is_large() {
+            self.touch_large(below)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[cold]
+    fn touch_large(self, below: u64) -> Result<(), Damage> {
+        if below > self.fresh()? {
+            let fresh = below.next_multiple_of(FRESH_STEP).min(self.end());
+            // SAFETY: in the extent, which the request holds.
+            unsafe { self.large_header().write(self.fresh_from(fresh)) };
+        }
+        Ok(())
+    }
+
+    /// What [`Inner::marked`] says of a page in the middle of a large extent.
+    pub(super) fn marked(self, address: u64, after: u64) -> Option<[bool; 2]> {
+        let low = (self.first() + STEP).next_multiple_of(PAGE);
+        let is_inner = self.is_large() && address >= low && address < self.end() - PAGE;
+        is_inner.then(|| {
+            [
+                self.starts().is_any(address, address + PAGE + after),
+                self.fills().is_any(address, address + PAGE),
+            ]
+        })
+    }
+
+    /// Whether an address lies in what stands above the bitmaps.
+    pub(super) fn is_above_maps(self, address: u64) -> bool {
+        self.is_large() && address < self.maps
+    }
+
+    /// Pages of the extent that have neither bitmaps nor an end of the extent near them; none of a large one's.
     pub(super) fn inner(self) -> Inner {
+        if self.is_large() {
+            return Inner::NONE;
+        }
         let low = (self.first() + STEP).next_multiple_of(PAGE);
         // What comes after the last one is looked at with it.
         let high = (self.end() - PAGE).max(low);
@@ -174,9 +316,27 @@ pub(super) struct Bits {
     start: u64,
     end: u64,
     words: *mut u64,
+    sums: Sums,
 }
 
 impl Bits {
+    /// The number of a word.
+    fn number(self, word: *mut u64) -> usize {
+        (word as usize - self.words as usize) / size_of::<u64>()
+    }
+
+    /// What a word's first bit stands for.
+    fn address_of(self, number: usize) -> u64 {
+        self.start + number as u64 * WORD
+    }
+
+    /// Whether any bit of a range is set, which is not long. The bitmap has levels, and is not looked at where these say that
+    /// there is none.
+    fn is_any(self, from: u64, to: u64) -> bool {
+        let number = |at: u64| ((at - self.start) / WORD) as usize;
+        self.sums.is_any(number(from), number(to - 1)) && self.next(from, to).is_some()
+    }
+
     /// The word of an address and the bit in it.
     fn place(self, address: u64) -> Option<(*mut u64, u32)> {
         if !(self.start..self.end).contains(&address) {
@@ -195,15 +355,38 @@ impl Bits {
 
     pub(super) fn set(self, address: u64) {
         if let Some((word, bit)) = self.place(address) {
-            // SAFETY: as in get().
-            unsafe { *word |= 1 << bit };
+            self.set_bits(word, 1 << bit);
         }
     }
 
     pub(super) fn clear(self, address: u64) {
         if let Some((word, bit)) = self.place(address) {
-            // SAFETY: as in get().
-            unsafe { *word &= !(1 << bit) };
+            self.clear_bits(word, 1 << bit);
+        }
+    }
+
+    /// Sets bits of a word that place() gave.
+    #[inline]
+    fn set_bits(self, word: *mut u64, mask: u64) {
+        // SAFETY: as in get().
+        let before = unsafe { word.read() };
+        // SAFETY: as above.
+        unsafe { word.write(before | mask) };
+        if !self.sums.is_none() && before == 0 {
+            self.sums.mark(self.number(word));
+        }
+    }
+
+    /// Clears bits of a word that place() gave.
+    #[inline]
+    fn clear_bits(self, word: *mut u64, mask: u64) {
+        // SAFETY: as in get().
+        let before = unsafe { word.read() };
+        let rest = before & !mask;
+        // SAFETY: as above.
+        unsafe { word.write(rest) };
+        if !self.sums.is_none() && rest == 0 && before != 0 {
+            self.sums.unmark(self.number(word));
         }
     }
 
@@ -218,8 +401,7 @@ impl Bits {
     pub(super) fn set_range(self, from: u64, to: u64) {
         let mut at = from;
         while let Some((word, mask, next)) = self.masked(at, to) {
-            // SAFETY: as in get().
-            unsafe { *word |= mask };
+            self.set_bits(word, mask);
             at = next;
         }
     }
@@ -230,8 +412,7 @@ impl Bits {
         while let Some(found) = self.next(at, to)
             && let Some((word, mask, next)) = self.masked(found, to)
         {
-            // SAFETY: as in get().
-            unsafe { *word &= !mask };
+            self.clear_bits(word, mask);
             at = next;
         }
     }
@@ -246,6 +427,9 @@ impl Bits {
         // SAFETY: as in get().
         let mut rest = unsafe { word.read() } >> bit;
         if rest == 0 {
+            if !self.sums.is_none() {
+                return self.next_word(self.number(word) + 1, to);
+            }
             at += u64::from(64 - bit) * STEP;
             word = word.wrapping_add(1);
             // Each commit looks through whole bitmaps, and most of their words are 0.
@@ -268,6 +452,43 @@ impl Bits {
         }
         let found = at + u64::from(rest.trailing_zeros()) * STEP;
         (found < to).then_some(found)
+    }
+
+    /// The same from the beginning of a word on, in a bitmap with levels.
+    #[cold]
+    fn next_word(self, mut number: usize, to: u64) -> Option<u64> {
+        loop {
+            number = self.sums.next(number)?;
+            let at = self.address_of(number);
+            if at >= to {
+                return None;
+            }
+            // SAFETY: as in get(): the levels have a bit for each word.
+            let word = unsafe { self.words.wrapping_add(number).read() };
+            // 0 if the levels are wrong.
+            if word != 0 {
+                let found = at + u64::from(word.trailing_zeros()) * STEP;
+                return (found < to).then_some(found);
+            }
+            number += 1;
+        }
+    }
+
+    /// Whether all words from that of an address to that before another one are found by the levels, if they have bits.
+    pub(super) fn are_in_levels(self, addresses: Range<u64>) -> bool {
+        let words = addresses.step_by(WORD as usize);
+        let mut places = words.filter_map(|address| self.place(address));
+        self.sums.is_none()
+            || places.all(|(word, _)| {
+                // SAFETY: as in get().
+                unsafe { word.read() == 0 || self.sums.has(self.number(word)) }
+            })
+    }
+
+    /// Whether an address whose bit is set is found by the levels, too.
+    pub(super) fn is_in_levels(self, address: u64) -> bool {
+        let place = self.place(address);
+        self.sums.is_none() || place.is_some_and(|(word, _)| self.sums.has(self.number(word)))
     }
 
     /// The addresses from `from` on, below `to` or some after it, whose bits are set.
@@ -316,6 +537,9 @@ impl Bits {
         if rest != 0 {
             return Some(at - u64::from(rest.leading_zeros()) * STEP);
         }
+        if !self.sums.is_none() {
+            return self.before_word(self.number(word));
+        }
         // The first address of the word.
         let mut at = at - u64::from(bit) * STEP;
         while at >= self.start + 4 * WORD {
@@ -337,6 +561,22 @@ impl Bits {
             }
         }
         None
+    }
+}
+
+impl Bits {
+    /// The last address in a word before a certain one whose bit is set, in a bitmap with levels.
+    #[cold]
+    fn before_word(self, mut number: usize) -> Option<u64> {
+        loop {
+            number = self.sums.before(number)?;
+            // SAFETY: as in get(): the levels have a bit for each word.
+            let word = unsafe { self.words.wrapping_add(number).read() };
+            // 0 if the levels are wrong.
+            if let Some(bit) = word.checked_ilog2() {
+                return Some(self.address_of(number) + u64::from(bit) * STEP);
+            }
+        }
     }
 }
 
@@ -452,6 +692,7 @@ mod tests {
             start: START,
             end: START + GRAINS * STEP,
             words: words.as_mut_ptr(),
+            sums: Sums::NONE,
         };
         let address = |grain: u64| START + grain * STEP;
         let set = [0, 5, 63, 64, 700, 701, 1000, GRAINS - 1];
@@ -511,6 +752,7 @@ mod tests {
             start: START,
             end: START + 4 * WORD,
             words: words.as_mut_ptr(),
+            sums: Sums::NONE,
         };
         let address = |grain: u64| START + grain * STEP;
         let marked = || (0..256).filter(|&grain| bits.get(address(grain)));

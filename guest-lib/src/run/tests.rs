@@ -175,6 +175,8 @@ const CHUNKS_MAX: [u64; 2] = [70, 130];
 
 /// Blocks, or chunks, that a request takes and gives back.
 const PAIRS: usize = 16;
+/// Most instructions by which such a request takes longer if the page is one of a block of 8 GiB.
+const HUGE_MAX: u64 = 60;
 
 /// Bytes of a small block, and of the memory that it takes.
 const SMALL: [usize; 2] = [100, 128];
@@ -216,6 +218,13 @@ fn counted() {
         let allocate = |_| domain.allocate(SMALL[0], 16).unwrap().as_ptr() as u64;
         blocks = (0..8 * A_PAGE).map(allocate).collect();
     });
+    // As large as only a domain of its own can have it.
+    let other = app.domain("two").unwrap();
+    let (mut beside, mut huge) = (0, 0);
+    request(other, || {
+        beside = other.allocate(100_000, 16).unwrap().as_ptr() as u64;
+        huge = other.allocate(1 << 33, 16).unwrap().as_ptr() as u64;
+    });
     // The thread is looked at as its first requests begin.
     (0..100).for_each(|_| request(domain, || ()));
     let page = |address: u64| u32::try_from((address - app.base()) / u64::from(PAGE_SIZE)).unwrap();
@@ -226,6 +235,8 @@ fn counted() {
         blocks.iter().filter(on_page).count() == A_PAGE
     };
     let small = page(*blocks.iter().find(|block| is_full(block)).unwrap());
+    let beside = page(beside) + 2;
+    let middle = page(huge + (1 << 32));
     let write = |page: u32, times: usize| (0..times).for_each(|_| list_written(&[page]));
     let slab = Cell::new(None);
     request(domain, || {
@@ -241,7 +252,7 @@ fn counted() {
     let slab = slab.get().unwrap();
     let chunks = page(slab.as_ptr() as u64);
     let [in_use, not_in_use] = [chunks + 2, chunks + 6];
-    let things: [&dyn Fn(); 9] = [
+    let things: [&dyn Fn(); 11] = [
         &|| (),
         &|| request(domain, || ()),
         &|| request(domain, || write(large, 1)),
@@ -267,6 +278,8 @@ fn counted() {
                 }
             });
         },
+        &|| request(other, || write(beside, 1)),
+        &|| request(other, || write(middle, 1)),
     ];
     for thing in things {
         // The first time is dearer.
@@ -339,6 +352,8 @@ fn common_request_is_short() {
         not_in_use,
         blocks_taken,
         chunks_taken,
+        beside,
+        huge,
     ] = counts[..]
     else {
         panic!("{counts:?}");
@@ -359,4 +374,6 @@ fn common_request_is_short() {
         chunks[0] <= CHUNKS_MAX[0] && chunks[1] <= CHUNKS_MAX[1],
         "{chunks:?}"
     );
+    println!("{huge} in a block of 8 GiB, {beside} in a small one beside it");
+    assert!(huge <= beside + HUGE_MAX, "{huge} {beside}");
 }

@@ -175,6 +175,9 @@ static void resources(vmsrs::domain user)
 		vmsrs::resource memory = user.resource(), same = user.resource();
 		std::pmr::vector<std::pmr::string> texts(&memory);
 
+		void *huge = memory.allocate(std::size_t{ 100 } << 20);
+		static_cast<char *>(huge)[50 << 20] = 1;
+		memory.deallocate(huge, std::size_t{ 100 } << 20);
 		EXPECT(memory.is_equal(same) && !memory.is_equal(*std::pmr::new_delete_resource()));
 		for (int i = 0; i < 100; i++)
 			texts.emplace_back(100, 'a');

@@ -377,10 +377,9 @@ fn header(page: &Page, offset: usize) -> Option<BlockHeader> {
 fn state(header: BlockHeader, address: u64) -> Option<(State, u64)> {
     let state = header.state(address)?;
     let size = match state {
-        State::Free => header.room(),
         // What the server keeps of it is no size to speak of.
         State::Given => header.room().saturating_sub(RED_ZONE_MIN),
-        State::Live | State::Freed | State::Slab | State::Taken => header.size(),
+        _ => header.size(),
     };
     Some((state, size as u64))
 }
@@ -415,7 +414,8 @@ mod tests {
     }
 
     fn put(page: &mut Page, offset: usize, size: usize, state: State) {
-        let header = BlockHeader::new(ADDRESS + offset as u64, size, 16, state);
+        let room = (size + 8).next_multiple_of(GRAIN);
+        let header = BlockHeader::new(ADDRESS + offset as u64, size, room, state);
         page[offset - BLOCK_HEADER..offset].copy_from_slice(bytemuck::bytes_of(&header));
     }
 
@@ -536,7 +536,8 @@ mod tests {
     fn a_forged_header_with_the_largest_room_is_no_trouble() {
         let address = 0u64.wrapping_sub(PAGE_SIZE.into());
         let mut new = page(&[]);
-        let header = BlockHeader::new(address + 16, 8, 0xffff_ffff * GRAIN, State::Live);
+        let room = ((1 << 36) - 1) * GRAIN;
+        let header = BlockHeader::new(address + 16, room - 8, room, State::Live);
         new[..16].copy_from_slice(bytemuck::bytes_of(&header));
         let found = blocks(address, &page(&[]), &new);
         assert_eq!(changes(address, &page(&[]), &new)[0].block, Some(found[0]));

@@ -4,6 +4,7 @@ mod app;
 mod frames;
 mod gaps;
 mod keys;
+mod places;
 
 use vmsrs_protocol::control::{
     AddExtent, AppReply, DOMAIN_DAMAGED, DOMAIN_MIRROR, DomainReply, Extent, OpenApp, OpenDomain,
@@ -29,6 +30,9 @@ pub(crate) struct PageOwner {
 }
 
 const NOT_OWNER: Refusal = Refusal::NotOwner("the driver named a page that is not its domain's");
+
+/// Sealed pages of a domain that are looked for at a time when it gives them back.
+const GIVEN_BACK: usize = 1024;
 
 /// Frames, apps, and the budget of the vault.
 pub(crate) struct Store {
@@ -333,13 +337,14 @@ impl Store {
         let number = app as usize;
         let is_deleted = keep == NONE;
         let keep = if is_deleted { 0 } else { keep };
-        let extents: Vec<Extent> = self.apps[number].extents_from(domain, keep).collect();
-        for page in extents
-            .iter()
-            .flat_map(|extent| extent.page..extent.page + extent.pages)
-        {
-            let frame = self.apps[number].frame(page);
-            if frame != NONE {
+        let first = self.apps[number].extents_from(domain, keep).next();
+        let mut next = first.map(|extent| extent.page);
+        while let Some(first) = next {
+            // Extents lie in the order of their numbers.
+            let pages = self.apps[number].pages_from(domain, first);
+            let pages: Vec<PageFrame> = pages.take(GIVEN_BACK).collect();
+            next = pages.last().map(|sealed| sealed.page + 1);
+            for PageFrame { page, frame } in pages {
                 self.supersede(frame, PageOf { app, page });
             }
         }

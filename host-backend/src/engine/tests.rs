@@ -1029,7 +1029,7 @@ fn changes_of(old: Page, new: Page) -> Vec<ChangeFacts> {
 fn byte_past_a_block_of_an_earlier_page_names_it() {
     let mut bench = Bench::new();
     let block = APP_BASE + 0x400;
-    let header = BlockHeader::new(block, 0xc00, 16, State::Live);
+    let header = BlockHeader::new(block, 0xc00, 0xc10, State::Live);
     let place = 0x400 - size_of::<BlockHeader>();
     bench.memory.pool[0][place..0x400].copy_from_slice(bytes_of(&header));
     let sealed = bench.seal(&[record(0, NONE, 0)]).unwrap()[0];

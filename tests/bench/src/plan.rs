@@ -7,8 +7,8 @@ use crate::guest::FILLED;
 /// Frames in the driver's pool.
 const POOL: u32 = 2048;
 
-/// Most pages of an extent.
-const EXTENT_MAX: u32 = 1024;
+/// Pages of the window for each block of the domain with many: its own, and a quarter by which the domain may grow ahead.
+const BLOCK_PAGES: u32 = 1280;
 
 /// One boot of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,11 +60,11 @@ impl Plan {
 
     /// A boot that opens as many domains as the largest of `counts`. Each takes four pages of the window, of which it
     /// writes one, and less than 1 KiB of the guest's memory: a mapping, a lock, and what driver and library know of it. One
-    /// more has many pages, in extents of the largest size.
+    /// more has many pages.
     pub(crate) fn domains(counts: Vec<u32>, rounds: u32) -> Self {
         let most = counts.iter().copied().max().unwrap_or(1);
         let [blocks, _] = FILLED;
-        let filled = blocks as u32 * EXTENT_MAX;
+        let filled = blocks as u32 * BLOCK_PAGES;
         Self {
             memory_mib: 512 + most / 1024,
             window_mib: 64 + most.div_ceil(64) + filled.div_ceil(256),

@@ -30,6 +30,8 @@ pub enum Machine {
     Usual,
     /// The usual one with small pool and vault, to fill them.
     SmallWindow,
+    /// The usual one with 256 MiB for pool and vault.
+    LargeWindow,
     /// The usual one, for a behaviour that leaves the device in an unusual state.
     Hostile,
     /// The usual one, where a guest that goes down is started again.

@@ -10,6 +10,7 @@ use vmsrs_protocol::{APP_PAGES, EXTENT_UNIT_PAGES, MAX_DOMAINS, NONE};
 use super::gaps::Gaps;
 use super::grow;
 use super::keys::KeyTable;
+use super::places::{Place, Places};
 
 /// A domain. Its extents are in the order of their pages: each new one lies above the others.
 #[derive(Default)]
@@ -88,10 +89,9 @@ pub(crate) struct App {
     more: HashMap<u32, Vec<Extent>>,
     /// Extents that `more` has memory for.
     more_capacity: usize,
-    /// For each unit of the address range up to the end of the last extent, where it is in
-    /// `units`; [`NONE`] for a guard.
-    places: Vec<u32>,
-    /// The units that are in extents, and those of `free_units`.
+    /// Who owns each unit of the address range up to the end of the last extent, and where it is in `units`.
+    places: Places,
+    /// The units of extents of which a batch has named a page, and those of `free_units`.
     units: Vec<Unit>,
     /// Units that are in no extent any more.
     free_units: Vec<u32>,
@@ -117,7 +117,7 @@ impl App {
             damaged: HashMap::new(),
             more: HashMap::new(),
             more_capacity: 0,
-            places: Vec::new(),
+            places: Places::default(),
             units: Vec::new(),
             free_units: Vec::new(),
             gaps: Gaps::default(),
@@ -235,24 +235,40 @@ impl App {
 
     /// Sealed pages of an existing domain from page `first` on.
     pub(crate) fn pages_from(&self, domain: u32, first: u32) -> impl Iterator<Item = PageFrame> {
-        self.places_from(domain, first)
-            .filter(|entry| entry.frame != NONE)
+        self.rest_of(domain, first).flat_map(move |(from, to)| {
+            let (start, end) = (from / EXTENT_UNIT_PAGES, to.div_ceil(EXTENT_UNIT_PAGES));
+            let placed = self.places.placed(start, end);
+            let pages = placed.flat_map(|(unit, place)| {
+                (unit * EXTENT_UNIT_PAGES..).zip(self.units[place as usize].frames)
+            });
+            // The first unit may begin before.
+            pages
+                .filter(move |&(page, frame)| page >= from && frame != NONE)
+                .map(|(page, frame)| PageFrame { page, frame })
+        })
     }
 
     /// All pages of an existing domain from page `first` on; those that were never committed have the
     /// frame [`NONE`].
     pub(crate) fn places_from(&self, domain: u32, first: u32) -> impl Iterator<Item = PageFrame> {
+        self.rest_of(domain, first)
+            .flat_map(|(from, to)| from..to)
+            .map(|page| PageFrame {
+                page,
+                frame: self.frame(page),
+            })
+    }
+
+    /// Where the extents of an existing domain begin and end, without what is below page `first`.
+    fn rest_of(&self, domain: u32, first: u32) -> impl Iterator<Item = (u32, u32)> {
         let more = self.more(domain);
         // In the order of their pages, below `APP_PAGES`.
         let over = more.partition_point(|extent| extent.page + extent.pages <= first);
         let head = Some(self.domains[domain as usize].first).filter(|extent| extent.pages != 0);
         head.into_iter()
             .chain(more[over..].iter().copied())
-            .flat_map(move |extent| first.max(extent.page)..(extent.page + extent.pages).max(first))
-            .map(|page| PageFrame {
-                page,
-                frame: self.frame(page),
-            })
+            .map(move |extent| (extent.page, extent.page + extent.pages))
+            .map(move |(from, to)| (from.max(first), to.max(first)))
     }
 
     /// Maximum number of pages that the next extent can have.
@@ -265,13 +281,13 @@ impl App {
     /// Pages in extents.
     #[cfg(test)]
     pub(crate) fn pages(&self) -> u32 {
-        // The address range has `APP_PAGES` pages, checked by `pages_left`.
-        (self.units.len() - self.free_units.len()) as u32 * EXTENT_UNIT_PAGES
+        let domains = (0..self.domains()).filter(|&domain| self.has_domain(domain));
+        domains.map(|domain| self.domain_pages(domain)).sum()
     }
 
     /// The page after the last extent.
     pub(crate) fn end(&self) -> u32 {
-        self.places.len() as u32 * EXTENT_UNIT_PAGES
+        self.places.len() * EXTENT_UNIT_PAGES
     }
 
     /// Adds an extent of `pages` pages, whole units and at most [`Self::pages_left`], to an
@@ -283,9 +299,7 @@ impl App {
     pub(crate) fn add_extent(&mut self, domain: u32, pages: u32) -> Extent {
         let count = pages / EXTENT_UNIT_PAGES;
         let start = self.take_addresses(domain, count);
-        for unit in start..start + count {
-            self.places[unit as usize] = self.add_unit(domain);
-        }
+        self.places.give(start, start + count, domain);
         let extent = Extent {
             page: start * EXTENT_UNIT_PAGES,
             pages,
@@ -302,7 +316,7 @@ impl App {
         extent
     }
 
-    /// Finds addresses for an extent of `count` units of a domain, in `places`. Returns the first unit.
+    /// Finds addresses for an extent of `count` units of a domain. Returns the first unit.
     fn take_addresses(&mut self, domain: u32, count: u32) -> u32 {
         let last = self.more(domain).last();
         let last = last.unwrap_or(&self.domains[domain as usize].first);
@@ -310,14 +324,9 @@ impl App {
         if let Some(start) = self.gaps.take(count, least) {
             return start;
         }
-        // The last place has an owner.
-        let neighbour = self.places.last().map(|&place| &self.units[place as usize]);
-        let guard = usize::from(neighbour.is_some_and(|unit| unit.owner() != domain));
-        let start = self.places.len() + guard;
-        grow(&mut self.places, guard + count as usize);
-        self.places.resize(start + count as usize, NONE);
-        // Below `APP_PAGES`.
-        start as u32
+        // The last unit has an owner.
+        let neighbour = self.end().checked_sub(1).and_then(|page| self.owner(page));
+        self.places.len() + u32::from(neighbour.is_some_and(|owner| owner != domain))
     }
 
     /// Adds a unit of a domain. Returns its place in `units`.
@@ -335,14 +344,28 @@ impl App {
         self.units.len() as u32 - 1
     }
 
+    /// Gives the unit of a page, which is a domain's, its place.
+    #[cold]
+    fn place_unit(&mut self, domain: u32, page: u32) -> u32 {
+        let place = self.add_unit(domain);
+        self.places.set(page / EXTENT_UNIT_PAGES, place);
+        place
+    }
+
     fn unit(&self, page: u32) -> Option<&Unit> {
-        let place = *self.places.get((page / EXTENT_UNIT_PAGES) as usize)?;
-        self.units.get(place as usize)
+        match self.places.get(page / EXTENT_UNIT_PAGES) {
+            Place::At(place) => self.units.get(place as usize),
+            Place::Gap | Place::Owned(_) => None,
+        }
     }
 
     /// The domain that a page belongs to.
     pub(crate) fn owner(&self, page: u32) -> Option<u32> {
-        self.unit(page).map(Unit::owner)
+        match self.places.get(page / EXTENT_UNIT_PAGES) {
+            Place::At(place) => self.units.get(place as usize).map(Unit::owner),
+            Place::Owned(domain) => Some(domain),
+            Place::Gap => None,
+        }
     }
 
     /// The sealed frame of a page; [`NONE`] if it was never committed or is in no extent.
@@ -376,8 +399,11 @@ impl App {
         domain: u32,
         page: u32,
     ) -> Result<(NamedPage, u32), Unnamed> {
-        let place = self.places.get((page / EXTENT_UNIT_PAGES) as usize);
-        let number = *place.ok_or(Unnamed::Foreign)?;
+        let number = match self.places.get(page / EXTENT_UNIT_PAGES) {
+            Place::At(place) => place,
+            Place::Owned(owner) if owner == domain => self.place_unit(domain, page),
+            Place::Owned(_) | Place::Gap => return Err(Unnamed::Foreign),
+        };
         let unit = self.units.get_mut(number as usize);
         let Some(unit) = unit.filter(|unit| unit.owner() == domain) else {
             return Err(Unnamed::Foreign);
@@ -410,7 +436,7 @@ impl App {
             + self.mirrored.capacity() * size_of::<u64>()
             + self.damaged.capacity() * size_of::<(u32, u32)>()
             + self.domains.capacity() * size_of::<Domain>()
-            + self.places.capacity() * size_of::<u32>()
+            + self.places.bytes()
             + self.units.capacity() * size_of::<Unit>()
             + (self.free_units.capacity() + self.free.capacity()) * size_of::<u32>()
             + self.dead.capacity() * size_of::<u32>()
@@ -482,6 +508,33 @@ mod tests {
             assert_eq!(found, pages, "from {first}");
         }
         assert_eq!((app.domain_size(0), app.sealed()), ((2, 3), 4));
+    }
+
+    #[test]
+    fn a_large_extent_takes_memory_by_what_is_committed() {
+        let mut app = app();
+        app.add_extent(1, 4);
+        let before = app.bytes();
+        // Half a terabyte.
+        let pages = 1 << 27;
+        assert_eq!(app.add_extent(0, pages), Extent { page: 8, pages });
+        assert!(app.bytes() - before < 1 << 20, "{}", app.bytes());
+        let middle = pages / 2 + 3;
+        assert_eq!((app.owner(middle), app.frame(middle)), (Some(0), NONE));
+        assert!(matches!(app.name_page(1, middle), Err(Unnamed::Foreign)));
+        let (named, former) = app.name_page(0, middle).ok().unwrap();
+        assert_eq!(former, NONE);
+        app.set_named_frame(named, 7);
+        assert!(app.name_page(0, middle + 1).is_ok());
+        let found: Vec<PageFrame> = app.pages_from(0, 0).collect();
+        let (page, frame) = (middle, 7);
+        assert_eq!(found, [PageFrame { page, frame }]);
+        assert!(app.bytes() - before < 1 << 20, "{}", app.bytes());
+        assert_eq!(app.owner(pages + 7), Some(0));
+        assert_eq!(app.owner(pages + 8), None);
+        assert_eq!(app.remove_extents(0, 0), pages);
+        assert_eq!((app.end(), app.sealed()), (4, 0));
+        app.check_given_back();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{request, seal};
 
 const PAGE: usize = 4096;
 
-/// Pages of a block. A block has less than 4 MiB, and the cold pages of as many requests as possible are to be others.
+/// Pages of a block: the cold pages of as many requests as possible are to be others.
 const PAGES: usize = 768;
 
 /// Most pages that a request writes.

@@ -26,6 +26,7 @@ mod guarded_memory;
 mod guest_reboot;
 mod hostile_guest;
 mod kernel_write;
+mod large_block;
 mod lease;
 mod lock_release;
 mod many_processes;
@@ -108,6 +109,7 @@ pub const ALL: &[&Behaviour] = &[
     &deletion::WINDOW,
     // The last on its machine: its domain is not deleted, so the vault stays full.
     &window_full::BEHAVIOUR,
+    &large_block::BEHAVIOUR,
     &hostile_guest::BEHAVIOUR,
     &guest_reboot::BEHAVIOUR,
     &deletion::CUT,

@@ -36,6 +36,7 @@ impl Guest {
             Machine::Usual | Machine::Hostile => config.pool(1024),
             Machine::Restarting => config.pool(1024).restarts(RESTARTS),
             Machine::SmallWindow => config.window("9M").pool(256),
+            Machine::LargeWindow => config.window("256M").pool(1024),
         };
         let listener = Listener::new()?;
         let mut machine = config.boot()?;

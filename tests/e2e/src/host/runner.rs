@@ -17,6 +17,7 @@ pub fn run_all(names: &[&str]) -> Result<()> {
     for machine in [
         Machine::Usual,
         Machine::SmallWindow,
+        Machine::LargeWindow,
         Machine::Hostile,
         Machine::Restarting,
     ] {

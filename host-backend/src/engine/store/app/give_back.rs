@@ -1,7 +1,5 @@
 //! What a domain gives back: extents with their addresses, and its number.
 
-use std::mem;
-
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, NONE};
 
@@ -35,8 +33,12 @@ impl App {
     fn remove_units(&mut self, domain: u32, extent: Extent) {
         let start = extent.page / EXTENT_UNIT_PAGES;
         let end = start + extent.pages / EXTENT_UNIT_PAGES;
-        for unit in start..end {
-            let place = mem::replace(&mut self.places[unit as usize], NONE);
+        let placed: Vec<u32> = self
+            .places
+            .placed(start, end)
+            .map(|(_, place)| place)
+            .collect();
+        for place in placed {
             let unit = &mut self.units[place as usize];
             let sealed = unit.frames.iter().filter(|&&frame| frame != NONE).count();
             *unit = Unit {
@@ -48,12 +50,13 @@ impl App {
             self.domains[domain as usize].sealed -= sealed as u32;
             self.sealed -= sealed as u32;
         }
-        let places = &self.places;
-        let has_owner = |unit: u32| places.get(unit as usize).is_none_or(|&place| place != NONE);
+        self.places.take_away(start, end);
+        let (places, len) = (&self.places, self.places.len());
+        let has_owner = |unit: u32| unit >= len || places.has_owner(unit);
         let (start, end) = self.gaps.give_back(start, end, has_owner);
-        if end as usize == self.places.len() {
+        if end == len {
             self.gaps.cut(start);
-            self.places.truncate(start as usize);
+            self.places.truncate(start);
         }
     }
 
@@ -91,12 +94,14 @@ impl App {
     /// Panics when what was given back is not what no domain has.
     #[cfg(test)]
     pub(crate) fn check_given_back(&self) {
-        let units = self.places.len() as u32;
-        let has_owner = |unit: u32| self.places[unit as usize] != NONE;
+        let units = self.places.len();
+        let has_owner = |unit: u32| self.places.has_owner(unit);
         self.gaps.check(units, has_owner);
-        assert!(self.places.last().is_none_or(|&place| place != NONE));
-        let used = self.places.iter().filter(|&&place| place != NONE).count();
+        assert!(units == 0 || has_owner(units - 1));
+        let used = self.places.placed(0, units).count();
         assert_eq!(used + self.free_units.len(), self.units.len());
+        let owned = (0..units).filter(|&unit| has_owner(unit)).count();
+        assert_eq!(owned as u32 * EXTENT_UNIT_PAGES, self.pages());
         for &unit in &self.free_units {
             assert_eq!(self.units[unit as usize].owner(), NO_OWNER);
         }
