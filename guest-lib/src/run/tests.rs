@@ -170,7 +170,7 @@ const WRITES_MAX: u64 = 685;
 const BLOCK_MAX: u64 = 45;
 
 /// Most instructions by which such a request takes longer if the page is one of a block of 8 GiB.
-const HUGE_MAX: u64 = 60;
+const HUGE_MAX: u64 = 300;
 
 /// Bytes of a small block, and of the memory that it takes.
 const SMALL: [usize; 2] = [100, 128];
