@@ -27,8 +27,14 @@ pub(super) struct Span {
     start: u64,
     maps: u64,
     pages: usize,
-    /// Bytes of the levels of a bitmap, in front of both; 0 without.
-    levels: usize,
+}
+
+/// Bytes that a large extent has before its bitmaps.
+// Away from what all extents have to do.
+#[cold]
+#[inline(never)]
+fn before_maps(pages: usize) -> u64 {
+    (size_of::<LargeHeader>() + 2 * levels_bytes(pages)) as u64
 }
 
 impl Span {
@@ -41,27 +47,11 @@ impl Span {
             0
         };
         let pages = extent.pages as usize;
-        let plain = Self {
-            start,
-            maps: start + header,
-            pages,
-            levels: 0,
-        };
+        let mut maps = start + header;
         if pages > PLAIN_PAGES {
-            plain.with_levels()
-        } else {
-            plain
+            maps += before_maps(pages);
         }
-    }
-
-    #[cold]
-    fn with_levels(self) -> Self {
-        let levels = levels_bytes(self.pages);
-        Self {
-            maps: self.maps + (size_of::<LargeHeader>() + 2 * levels) as u64,
-            levels,
-            ..self
-        }
+        Self { start, maps, pages }
     }
 
     /// First byte of the extent.
@@ -88,7 +78,7 @@ impl Span {
     /// Whether its bitmaps have levels above them.
     #[inline]
     pub(super) fn is_large(self) -> bool {
-        self.levels != 0
+        self.pages > PLAIN_PAGES
     }
 
     /// Where the bytes of chunks begin.
@@ -115,17 +105,26 @@ impl Span {
     /// The levels of bitmap number `map`.
     #[inline]
     fn sums(self, map: usize) -> Sums {
-        if !self.is_large() {
-            return Sums::NONE;
+        if self.is_large() {
+            self.large_sums(map)
+        } else {
+            Sums::NONE
         }
-        let first = self.maps - ((2 - map) * self.levels) as u64;
-        Sums::new(first as *mut u64, bitmap_words(self.pages))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn large_sums(self, map: usize) -> Sums {
+        let levels = (2 - map) * levels_bytes(self.pages);
+        Sums::new(
+            (self.maps - levels as u64) as *mut u64,
+            bitmap_words(self.pages),
+        )
     }
 
     /// The header of a large extent.
     fn large_header(self) -> *mut LargeHeader {
-        (self.maps - 2 * self.levels as u64).wrapping_sub(size_of::<LargeHeader>() as u64)
-            as *mut LargeHeader
+        (self.maps - before_maps(self.pages)) as *mut LargeHeader
     }
 
     /// The header of a large extent from whose address `fresh` on nothing was ever written.

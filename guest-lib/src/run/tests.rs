@@ -176,7 +176,7 @@ const CHUNKS_MAX: [u64; 2] = [70, 130];
 /// Blocks, or chunks, that a request takes and gives back.
 const PAIRS: usize = 16;
 /// Most instructions by which such a request takes longer if the page is one of a block of 8 GiB.
-const HUGE_MAX: u64 = 60;
+const HUGE_MAX: u64 = 300;
 
 /// Bytes of a small block, and of the memory that it takes.
 const SMALL: [usize; 2] = [100, 128];

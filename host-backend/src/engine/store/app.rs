@@ -268,7 +268,8 @@ impl App {
         head.into_iter()
             .chain(more[over..].iter().copied())
             .map(move |extent| (extent.page, extent.page + extent.pages))
-            .map(move |(from, to)| (from.max(first), to.max(first)))
+            .map(move |(from, to)| (from.max(first), to))
+            .filter(|(from, to)| from < to)
     }
 
     /// Maximum number of pages that the next extent can have.
