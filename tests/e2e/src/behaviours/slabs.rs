@@ -63,7 +63,7 @@ fn chunks(domain: &'static Domain, (bytes, count, size): (usize, usize, usize)) 
         Ok::<_, Error>(())
     })?;
     let room = bytes - CHUNK_OVERHEAD;
-    for number in [1, count / 2 | 1, count - 1] {
+    for number in [1, count / 2 + 1, count - 1] {
         // Past the end of the chunk; in the word before the next one; in a chunk that is free.
         let free = (number - 1, KEEP, Kind::UseAfterFree);
         for (number, at, kind) in [
