@@ -769,6 +769,38 @@ int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
 		void *argument);
 
 /**
+ * Does what has to come after a request's commit: sends an answer, wakes
+ * another thread.
+ *
+ * It runs outside of the request, on the thread that ends it, like any other
+ * code there: it may run requests, and an error in it is the process's own. It
+ * has to return.
+ *
+ * @param argument What the caller passed.
+ */
+typedef void (*vmsrs_on_commit_fn)(void *argument);
+
+/**
+ * Registers a function that is called once the request is committed: in the
+ * order of registration, before the call that has run the request returns. A
+ * request that fails or is given up forgets them, but for those before a
+ * vmsrs_commit(), which are called then.
+ *
+ * @param request The request.
+ * @param function Called with argument, which must live until then: not on the
+ *     request's stack; in its arena with VMSRS_KEEP_ARENA.
+ * @param argument Passed to the function.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT 262144 are registered.
+ * @retval VMSRS_ESYSTEM There is no memory for the list; see errno.
+ */
+VMSRS_MUST_USE
+int vmsrs_on_commit(const struct vmsrs_request *request,
+		    vmsrs_on_commit_fn function, void *argument);
+
+/**
  * Gives the request a descriptor: it is closed if the request fails or is given
  * up.
  *

@@ -222,6 +222,16 @@ public:
 		check(vmsrs_defer(native_, call, undo));
 	}
 
+	/// Calls `*work` once the request is committed. It is outside of the request, and lives until then. An exception that it
+	/// throws ends the process.
+	template <typename F>
+	void on_commit(F *work)
+	{
+		auto call = [](void *argument) noexcept { (*static_cast<F *>(argument))(); };
+
+		check(vmsrs_on_commit(native_, call, work));
+	}
+
 private:
 	vmsrs_request *native_;
 };

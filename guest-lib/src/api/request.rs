@@ -8,6 +8,7 @@ use crate::run::commit::{audited, commit_all, is_committed, refused_commit};
 use crate::run::hot;
 use crate::run::left::working;
 use crate::run::lock;
+use crate::run::on_commit::DAMAGED;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
 use crate::state::domain::Domain;
@@ -273,7 +274,8 @@ impl Request {
     }
 
     /// Commits everything that the request wrote so far, and waits for the host's seal if `seal`.
-    /// The request goes on with its domains; its defers are forgotten. That is everything that all
+    /// The request goes on with its domains; its defers are forgotten, and what was registered by
+    /// [`Request::on_commit`] so far is called when the request has ended, however it ends. That is everything that all
     /// threads of the request wrote so far, also what one is in the middle of: let the others come to
     /// rest before. The heaps are whole all the same: a thread that takes or gives back a block meanwhile
     /// waits for the commit.
@@ -288,11 +290,15 @@ impl Request {
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
         let mut forgotten = Vec::new();
+        if !thread.exclusive(|| thread.state().is_on_commit_whole()) {
+            thread::fail_request(Kind::Memory, 0, DAMAGED);
+        }
         audited(thread, audit_all, || {
             forgotten.reserve_exact(thread.state().defers());
             let committed = commit_all(thread, seal, 0);
             if is_committed(&committed) {
                 thread.state().take_defers(&mut forgotten);
+                thread.state().set_on_commit_due();
             }
             committed
         })
@@ -316,6 +322,41 @@ impl Request {
         argument: *mut c_void,
     ) -> Result<(), Error> {
         self.register(Deferred::raw(call, argument))
+    }
+
+    /// Registers work that is done once the request is committed: an answer that is sent, a message to others. In the order of
+    /// registration, on the thread that ends the request and before the call that has run it returns, but outside of the request,
+    /// which holds nothing any more. If the request fails or is given up, it is forgotten, unless [`Request::commit`] has come
+    /// after it.
+    ///
+    /// It is code like any other outside of requests: it may run requests, and an error in it is the process's. A panic goes
+    /// on, and what is registered after it is not done. `errno` is as the request's function left it afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] after 262,144 of them, [`Error::System`] if there is no memory for their list, [`Error::NotInRequest`].
+    pub fn on_commit(&self, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.register_on_commit(Deferred::new(work))
+    }
+
+    pub(crate) fn on_commit_raw(
+        &self,
+        call: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Result<(), Error> {
+        self.register_on_commit(Deferred::raw(call, argument))
+    }
+
+    fn register_on_commit(&self, deferred: Deferred) -> Result<(), Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        // As for register().
+        let mut deferred = Some(deferred);
+        let note = || thread.state().note_on_commit(&mut deferred);
+        if !thread.critical(|| thread.exclusive(note))? {
+            thread::fail_request(Kind::Memory, 0, DAMAGED);
+        }
+        Ok(())
     }
 
     /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor

@@ -192,6 +192,45 @@ pub unsafe extern "C" fn vmsrs_defer(
     }
 }
 
+/// Does what has to come after a request's commit: sends an answer, wakes another thread.
+///
+/// It runs outside of the request, on the thread that ends it, like any other code there: it
+/// may run requests, and an error in it is the process's own. It has to return.
+///
+/// @param argument What the caller passed.
+pub type OnCommitFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
+
+/// Registers a function that is called once the request is committed: in the order of
+/// registration, before the call that has run the request returns. A request that fails or
+/// is given up forgets them, but for those before a vmsrs_commit(), which are called then.
+///
+/// @param request The request.
+/// @param function Called with `argument`, which must live until then: not on the request's
+///   stack; in its arena with `VMSRS_KEEP_ARENA`.
+/// @param argument Passed to the function.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT 262144 are registered.
+/// @retval VMSRS_ESYSTEM There is no memory for the list; see `errno`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; `function` may be called with `argument`.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_on_commit(
+    request: *const Request,
+    function: OnCommitFn,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { (request.as_ref(), function) } {
+        (Some(request), Some(function)) => status(request.on_commit_raw(function, argument)),
+        _ => VMSRS_EINVAL,
+    }
+}
+
 /// Gives the request a descriptor: it is closed if the request fails or is given up.
 ///
 /// If the request is committed, the descriptor stays open. Counts as a defer.

@@ -10,6 +10,7 @@ pub(crate) mod hold;
 pub(crate) mod hot;
 pub(crate) mod left;
 pub(crate) mod lock;
+pub(crate) mod on_commit;
 mod panic_hook;
 mod report;
 pub(crate) mod request;
@@ -389,6 +390,10 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
     }
+    if end == End::Keep && !thread.state().is_on_commit_whole() {
+        thread.note_failure(Kind::Memory, 0, on_commit::DAMAGED);
+        return Outcome::Cut;
+    }
     if end == End::Keep
         && needs_audit(thread)
         && let Err(damage) = thread.exclusive(|| audit_all(thread))
@@ -459,14 +464,19 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
     }
     unlock_all(thread);
     let (kept, tag) = (commit::is_committed(&committed), state.tag());
+    let after = state.take_on_commit();
     thread.end(kept);
     if kept {
         forget_defers(thread, state);
+        thread.go_idle();
+        on_commit::call_all(state, after);
     } else {
         release_mutexes(thread, tag);
         run_defers(thread, state);
+        on_commit::forget_rest(thread, after.as_ref());
+        thread.go_idle();
+        on_commit::call_due(state, after);
     }
-    thread.go_idle();
     Ok(committed?)
 }
 
@@ -476,10 +486,13 @@ pub(crate) fn give_up(thread: &Thread) {
         let (state, tag) = (thread.state(), thread.state().tag());
         discard(thread);
         unlock_all(thread);
+        let after = state.take_on_commit();
         thread.end(false);
         release_mutexes(thread, tag);
         run_defers(thread, state);
+        on_commit::forget_rest(thread, after.as_ref());
         thread.go_idle();
+        on_commit::call_due(state, after);
     });
 }
 
@@ -511,12 +524,17 @@ fn fail(thread: &Thread) -> Stop {
         lock::release(thread, domain.number());
     }
     let tag = state.tag();
+    let after = state.take_on_commit();
     thread.end(false);
-    failure.defers_failed = release_mutexes(thread, tag) + run_defers(thread, state);
+    failure.defers_failed = release_mutexes(thread, tag)
+        + run_defers(thread, state)
+        + on_commit::forget_rest(thread, after.as_ref());
     let domain = thread.domain();
     thread.go_idle();
     health::note_failure(domain, &failure);
-    Stop::Failed(thread.boxed(failure))
+    let failure = thread.boxed(failure);
+    on_commit::call_due(state, after);
+    Stop::Failed(failure)
 }
 
 /// The same for a thread that has joined the request of another.

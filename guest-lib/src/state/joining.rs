@@ -12,6 +12,8 @@ pub(super) const CLOSED: u32 = 1;
 pub(super) const FAILED: u32 = 2;
 /// Threads other than the current one may have made drafts.
 pub(super) const WROTE: u32 = 4;
+/// There is something to be called after the commit: the request is not plain.
+pub(super) const ON_COMMIT: u32 = 8;
 
 impl State {
     /// Whether no other thread can work for the request: its lists need no latch.
@@ -47,6 +49,15 @@ impl State {
     /// Threads may join again: the request goes on.
     pub(crate) fn reopen(&self) {
         self.flags.fetch_and(!CLOSED, Ordering::SeqCst);
+    }
+
+    /// Sets a flag that the request keeps to its end.
+    pub(super) fn set(&self, flag: u32) {
+        self.flags.fetch_or(flag, Ordering::SeqCst);
+    }
+
+    pub(super) fn has(&self, flag: u32) -> bool {
+        self.flags.load(Ordering::SeqCst) & flag != 0
     }
 
     /// The request fails: all its threads go to their landings, and one of them must report it.

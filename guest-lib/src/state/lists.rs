@@ -4,6 +4,7 @@ use super::State;
 use super::deferred::Deferred;
 use super::domain::Domain;
 use super::held::HeldDomains;
+use super::on_commit::OnCommit;
 use super::ring::Ring;
 use crate::heap::Heap;
 use std::ptr;
@@ -34,6 +35,7 @@ pub(super) struct Lists {
     pub(super) quarantine: Ring<QUARANTINE>,
     pub(super) recent: Ring<RECENT>,
     pub(super) defers: Vec<Deferred>,
+    pub(super) on_commit: OnCommit,
 }
 
 impl Lists {

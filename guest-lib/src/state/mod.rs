@@ -3,6 +3,7 @@
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
 pub(crate) mod budget;
+mod check;
 pub(crate) mod deferred;
 mod deleted;
 mod directory;
@@ -13,6 +14,7 @@ mod joining;
 mod key;
 mod lists;
 pub(crate) mod members;
+pub(crate) mod on_commit;
 mod pool;
 pub(crate) mod ring;
 pub(crate) mod slots;
@@ -27,6 +29,7 @@ use joining::CLOSED;
 use lists::Lists;
 pub(crate) use lists::{QUARANTINE, RECENT};
 use members::Members;
+use on_commit::OnCommit;
 use ring::Ring;
 use std::cell::UnsafeCell;
 use std::ptr;
@@ -118,6 +121,7 @@ impl State {
                 quarantine: Ring::new(),
                 recent: Ring::new(),
                 defers: Vec::with_capacity(DEFERS_MAX),
+                on_commit: OnCommit::new(),
             }),
             dropped: AtomicPtr::new(ptr::null_mut()),
             next_dropped: AtomicPtr::new(ptr::null_mut()),

@@ -86,15 +86,8 @@ impl Arena {
     #[inline(never)]
     pub(crate) fn reset(&self) {
         if self.used.replace(0) > KEEP {
-            self.shrink();
+            self.region.shrink(KEEP);
         }
-    }
-
-    #[cold]
-    fn shrink(&self) {
-        let rest = self.region.low().wrapping_add(KEEP);
-        // SAFETY: inside the region; its content is dead.
-        unsafe { libc::madvise(rest.cast(), self.region.size() - KEEP, libc::MADV_DONTNEED) };
     }
 }
 

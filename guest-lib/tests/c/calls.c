@@ -771,6 +771,9 @@ int main(void)
 	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
 	CHECK(result == 42);
 	CHECK(!vmsrs_arena_alloc(last, 16));
+	CHECK(vmsrs_on_commit(last, undo, &result) == VMSRS_ENOREQUEST);
+	CHECK(vmsrs_on_commit(NULL, undo, &result) == VMSRS_EINVAL);
+	CHECK(vmsrs_on_commit(last, NULL, &result) == VMSRS_EINVAL);
 	CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_OK);
 	CHECK(result == -5 && undone == 321);
 	options.flags = VMSRS_AUDIT_WHOLE | VMSRS_SEAL;
