@@ -11,7 +11,7 @@ use crate::run::lock;
 use crate::run::on_commit::DAMAGED;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
-use crate::state::domain::Domain;
+use crate::state::domain::{App, Domain};
 use crate::thread::arena::Arena;
 use crate::thread::panics::Before;
 use crate::thread::{self, Thread};
@@ -21,6 +21,9 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use vmsrs_protocol::shared::HELD_MAX;
+
+/// What a request fails with whose list of kept variables is damaged.
+const CHANGED: &[u8] = b"the list of variables that go back was overwritten";
 
 /// A shared domain that the request has entered. Dropping it leaves the domain: what was written is
 /// committed and others can enter. To keep the domain to the end of the request, [`Entered::keep`]
@@ -299,6 +302,7 @@ impl Request {
             if is_committed(&committed) {
                 thread.state().take_defers(&mut forgotten);
                 thread.state().set_on_commit_due();
+                thread.state().forget_kept();
             }
             committed
         })
@@ -355,6 +359,47 @@ impl Request {
         let note = || thread.state().note_on_commit(&mut deferred);
         if !thread.critical(|| thread.exclusive(note))? {
             thread::fail_request(Kind::Memory, 0, DAMAGED);
+        }
+        Ok(())
+    }
+
+    /// Has a variable outside of domains be what it is now if the request fails or is given up: its bytes are saved, and copied back
+    /// then. A commit in the middle forgets the copy.
+    ///
+    /// They are copied back before the request's domains are free, unless other threads have worked for it or the driver has
+    /// ended it at its deadline: then they are a little later. In any case what others have written to the same bytes since
+    /// the call is lost as well: so the variable is the request's, or is guarded by a domain or a [`crate::Mutex`] that the request holds to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the variable lies in a domain, or has no bytes; [`Error::Limit`] after 64 KiB of them, with 32 bytes for each call;
+    /// [`Error::System`] if there is no memory for the copies or the kernel refuses `process_vm_writev`; [`Error::NotInRequest`].
+    ///
+    /// # Safety
+    ///
+    /// The variable can be read, and written until the request has ended; and it is good for whoever uses it if its bytes are
+    /// those of the call again.
+    pub unsafe fn keep<T>(&self, variable: *mut T) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.keep_bytes(variable.cast(), size_of::<T>()) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Request::keep`].
+    pub(crate) unsafe fn keep_bytes(&self, address: *mut u8, size: usize) -> Result<(), Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        let start = address as u64;
+        let end = start.checked_add(size as u64).filter(|&end| end > start);
+        let end = end.ok_or(Error::Argument("there are no bytes to keep"))?;
+        if App::any_in(&(start..end)) {
+            return Err(Error::Argument("the bytes lie in a domain"));
+        }
+        // SAFETY: the caller's.
+        let keep = || unsafe { thread.state().keep(address, size) };
+        if !thread.critical(|| thread.exclusive(keep))? {
+            thread::fail_request(Kind::Memory, 0, CHANGED);
         }
         Ok(())
     }

@@ -235,6 +235,7 @@ impl Drop for Task {
             // Perhaps in another request, which must not be cut short in between.
             let around = thread::current();
             let after = thread::uninterrupted(|| {
+                state.restore_kept();
                 let _ = app.backend().abandon(state.tag(), held.as_slice());
                 let after = state.take_on_commit();
                 state.clear(false);

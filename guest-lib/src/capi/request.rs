@@ -231,6 +231,43 @@ pub unsafe extern "C" fn vmsrs_on_commit(
     }
 }
 
+/// Has bytes outside of domains be what they are now if the request fails or is given up:
+/// they are saved, and copied back then. vmsrs_commit() forgets the copy.
+///
+/// For small variables that requests change: a count, the state of a connection. They are
+/// copied back before the domains of the request are free, unless other threads have worked
+/// for it, or it has missed its deadline: then a little later. What other threads have
+/// written to the same bytes since the call is lost too: so they are the request's alone, or
+/// guarded by a domain or a mutex that it holds to its end.
+///
+/// @param request The request.
+/// @param address The bytes, which can be written until the request has ended.
+/// @param size How many.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, no bytes, or some lie in a domain.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT More than 64 KiB in a request, with 32 bytes for each call.
+/// @retval VMSRS_ESYSTEM There is no memory for the copies, or a filter of system calls
+///   refuses process_vm_writev(); see `errno`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; the bytes can be read and written.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_keep(
+    request: *const Request,
+    address: *mut c_void,
+    size: usize,
+) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { request.as_ref() } {
+        // SAFETY: the caller's.
+        Some(request) => status(unsafe { request.keep_bytes(address.cast(), size) }),
+        None => VMSRS_EINVAL,
+    }
+}
+
 /// Gives the request a descriptor: it is closed if the request fails or is given up.
 ///
 /// If the request is committed, the descriptor stays open. Counts as a defer.

@@ -460,6 +460,7 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
             thread.note_failure(Kind::Memory, 0, hot::TAKEN);
             return Err(failed(thread));
         }
+        state.restore_kept();
         discard(thread);
     }
     unlock_all(thread);
@@ -484,6 +485,8 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
 pub(crate) fn give_up(thread: &Thread) {
     errno::kept(|| {
         let (state, tag) = (thread.state(), thread.state().tag());
+        // Under the locks of the request's domains.
+        state.restore_kept();
         discard(thread);
         unlock_all(thread);
         let after = state.take_on_commit();
@@ -512,8 +515,15 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
 
 fn fail(thread: &Thread) -> Stop {
     let state = thread.state();
+    // Before the locks of its domains are free, unless other threads may still write for the request.
+    let mut lost = if state.is_alone() {
+        state.restore_kept()
+    } else {
+        0
+    };
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
+    lost += state.restore_kept();
     thread.leave_lent_stack();
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. No other thread changes either now.
@@ -526,7 +536,8 @@ fn fail(thread: &Thread) -> Stop {
     let tag = state.tag();
     let after = state.take_on_commit();
     thread.end(false);
-    failure.defers_failed = release_mutexes(thread, tag)
+    failure.defers_failed = lost
+        + release_mutexes(thread, tag)
         + run_defers(thread, state)
         + on_commit::forget_rest(thread, after.as_ref());
     let domain = thread.domain();

@@ -4,6 +4,7 @@ use super::State;
 use super::deferred::Deferred;
 use super::domain::Domain;
 use super::held::HeldDomains;
+use super::kept::Kept;
 use super::on_commit::OnCommit;
 use super::ring::Ring;
 use crate::heap::Heap;
@@ -36,6 +37,7 @@ pub(super) struct Lists {
     pub(super) recent: Ring<RECENT>,
     pub(super) defers: Vec<Deferred>,
     pub(super) on_commit: OnCommit,
+    pub(super) kept: Kept,
 }
 
 impl Lists {

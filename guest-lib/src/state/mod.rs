@@ -11,6 +11,7 @@ pub(crate) mod domain;
 mod dropped;
 mod held;
 mod joining;
+mod kept;
 mod key;
 mod lists;
 pub(crate) mod members;
@@ -26,6 +27,7 @@ use crate::shared::pkru;
 use deferred::DEFERS_MAX;
 use domain::Domain;
 use joining::CLOSED;
+use kept::Kept;
 use lists::Lists;
 pub(crate) use lists::{QUARANTINE, RECENT};
 use members::Members;
@@ -122,6 +124,7 @@ impl State {
                 recent: Ring::new(),
                 defers: Vec::with_capacity(DEFERS_MAX),
                 on_commit: OnCommit::new(),
+                kept: Kept::new(),
             }),
             dropped: AtomicPtr::new(ptr::null_mut()),
             next_dropped: AtomicPtr::new(ptr::null_mut()),
