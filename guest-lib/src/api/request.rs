@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::{clock, file};
+use crate::run::ARENA;
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, is_committed, refused_commit};
 use crate::run::hot;
@@ -293,6 +294,9 @@ impl Request {
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
         let mut forgotten = Vec::new();
+        if let Some(address) = thread.arena().find_damage() {
+            thread::fail_request(Kind::RedZone, address, ARENA);
+        }
         if !thread.exclusive(|| thread.state().is_on_commit_whole()) {
             thread::fail_request(Kind::Memory, 0, DAMAGED);
         }
@@ -441,7 +445,7 @@ impl Request {
     }
 
     /// Memory that is gone when the request ends; each thread of the request has its own, which is
-    /// gone when the thread has left, or the task's step is over.
+    /// gone when the thread has left, or the task's step is over; or later ([`crate::Options::keep_arena`]).
     #[must_use]
     pub fn arena(&self) -> &Arena {
         self.any_thread().arena()

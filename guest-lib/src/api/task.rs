@@ -94,8 +94,8 @@ impl Task {
         }
         outside()?;
         let thread = thread::of(self.domain.app())?;
-        if let Some(bytes) = self.options.stack {
-            thread.enlarge_stack(bytes)?;
+        if let Some(needs) = self.options.needs() {
+            thread.prepare(needs)?;
         }
         self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
@@ -256,7 +256,7 @@ impl Drop for Task {
                     run_defers(thread, state);
                     on_commit::forget_rest(thread, after.as_ref());
                     thread.go_idle();
-                    on_commit::call_due(state, after);
+                    on_commit::call_due(thread, state, after);
                 }
                 Err(_) => {
                     run_defers_here(state);

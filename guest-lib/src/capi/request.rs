@@ -323,13 +323,14 @@ pub unsafe extern "C" fn vmsrs_disown_fd(request: *const Request, fd: c_int) -> 
 }
 
 /// Allocates scratch memory that lives until the request ends (for a thread that has
-/// joined it: until it leaves; for a task: until the step ends).
+/// joined it: until it leaves; for a task: until the step ends), or until the thread's next
+/// request begins (`VMSRS_KEEP_ARENA`).
 ///
 /// The memory is neither zeroed nor versioned, is aligned to 16 bytes, and cannot be freed.
 ///
 /// @param request The request.
 /// @param size Bytes.
-/// @return The memory; null if the `VMSRS_ARENA_SIZE` bytes of this thread are used up, or
+/// @return The memory; null if the bytes of this thread are used up (`VMSRS_ARENA_SIZE`, or `arena_bytes`), or
 ///   `request` is not the request of the calling thread. `errno` is not set.
 ///
 /// # Safety
@@ -343,6 +344,44 @@ pub unsafe extern "C" fn vmsrs_arena_alloc(request: *const Request, size: usize)
     unsafe { request.as_ref() }
         .and_then(|request| request.checked_arena().ok()?.allocate(size, 16))
         .map_or(ptr::null_mut(), |block| block.as_ptr().cast())
+}
+
+/// Copies input into the arena so that its last byte is followed by a page that nobody can
+/// touch: code that reads or writes behind it, by a length that is longer than the packet, fails the
+/// request at the first byte.
+///
+/// The copy may be written to, and lives as long as what vmsrs_arena_alloc() gives. It begins
+/// wherever its size says, so at any alignment: larger numbers in it are read by memcpy().
+/// The first input of a request costs the copy alone; each further one a system call, too, and a
+/// page of the arena.
+///
+/// @param request The request.
+/// @param bytes The input.
+/// @param size How many bytes.
+/// @return The copy; null if the arena is used up, `bytes` is null, or `request` is not the
+///   request of the calling thread. `errno` is not set.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; `bytes` has that many.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_input(
+    request: *const Request,
+    bytes: *const c_void,
+    size: usize,
+) -> *mut c_void {
+    // SAFETY: a handle or null by contract.
+    let arena = unsafe { request.as_ref() }.and_then(|request| request.checked_arena().ok());
+    let place = arena
+        .filter(|_| !bytes.is_null())
+        .and_then(|arena| arena.allocate_input(size));
+    let Some(place) = place else {
+        return ptr::null_mut();
+    };
+    // SAFETY: so many bytes by contract, and as many fresh ones.
+    unsafe { ptr::copy_nonoverlapping(bytes.cast(), place.as_ptr(), size) };
+    place.as_ptr().cast()
 }
 
 /// Locks several domains of the app for the request, in an order that is the same in all

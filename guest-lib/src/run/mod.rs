@@ -24,7 +24,7 @@ use crate::os::errno;
 use crate::os::switch::{self, LANDED};
 use crate::state::Limits;
 use crate::state::domain::Domain;
-use crate::thread::{self, Phase, REENTRANT, Thread};
+use crate::thread::{self, Needs, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, release_mutexes, run_defers};
@@ -93,6 +93,9 @@ impl From<End> for Outcome {
         }
     }
 }
+
+/// What the failure says where a block of the arena was overrun.
+pub(crate) const ARENA: &[u8] = b"a block of the request's arena";
 
 /// What the failure says.
 const LOCKED: &[u8] = b"a thread's part of the request, or a step, has ended with a mutex locked";
@@ -178,18 +181,18 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
     Ok(thread::of(domain.app())?)
 }
 
-/// Gives the calling thread a request stack of at least that many bytes.
+/// Prepares the calling thread for a request that needs more than others.
 ///
 /// # Errors
 ///
-/// [`Error::Nested`], [`Error::Argument`], [`Error::System`], [`Error::NotInRequest`].
+/// [`Error::Nested`], [`Error::Argument`], [`Error::System`].
 #[cold]
-pub(crate) fn enlarge_stack(domain: &'static Domain, bytes: usize) -> Result<(), Error> {
+pub(crate) fn prepare(domain: &'static Domain, needs: Needs) -> Result<(), Error> {
     end_left();
     if thread::current().is_some() {
         return Err(Error::Nested);
     }
-    thread::of(domain.app())?.enlarge_stack(bytes)
+    thread::of(domain.app())?.prepare(needs)
 }
 
 /// Waits for the domain that the request begins with.
@@ -390,6 +393,12 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
     }
+    if end == End::Keep
+        && let Some(address) = thread.arena().find_damage()
+    {
+        thread.note_failure(Kind::RedZone, address, ARENA);
+        return Outcome::Cut;
+    }
     if end == End::Keep && !thread.state().is_on_commit_whole() {
         thread.note_failure(Kind::Memory, 0, on_commit::DAMAGED);
         return Outcome::Cut;
@@ -470,13 +479,13 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
     if kept {
         forget_defers(thread, state);
         thread.go_idle();
-        on_commit::call_all(state, after);
+        on_commit::call_all(thread, state, after);
     } else {
         release_mutexes(thread, tag);
         run_defers(thread, state);
         on_commit::forget_rest(thread, after.as_ref());
         thread.go_idle();
-        on_commit::call_due(state, after);
+        on_commit::call_due(thread, state, after);
     }
     Ok(committed?)
 }
@@ -495,7 +504,7 @@ pub(crate) fn give_up(thread: &Thread) {
         run_defers(thread, state);
         on_commit::forget_rest(thread, after.as_ref());
         thread.go_idle();
-        on_commit::call_due(state, after);
+        on_commit::call_due(thread, state, after);
     });
 }
 
@@ -544,7 +553,7 @@ fn fail(thread: &Thread) -> Stop {
     thread.go_idle();
     health::note_failure(domain, &failure);
     let failure = thread.boxed(failure);
-    on_commit::call_due(state, after);
+    on_commit::call_due(thread, state, after);
     Stop::Failed(failure)
 }
 

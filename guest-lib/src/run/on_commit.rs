@@ -10,10 +10,11 @@ use crate::thread::Thread;
 pub(crate) const DAMAGED: &[u8] = b"the list of what is called after the commit was overwritten";
 
 /// Calls all of them, in order: the request is committed, and the thread has none.
-pub(super) fn call_all(state: &State, list: Option<OnCommit>) {
+pub(super) fn call_all(thread: &Thread, state: &State, list: Option<OnCommit>) {
     let Some(list) = list else {
         return;
     };
+    let _held = thread.hold_arena();
     for place in list
         .places()
         .map_or(0..1, |[due, rest]| due.start..rest.end)
@@ -47,10 +48,14 @@ pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
 }
 
 /// Calls those that are due although the request was not committed at its end.
-pub(crate) fn call_due(state: &State, list: Option<OnCommit>) {
-    let Some(list) = list else {
-        return;
-    };
+pub(crate) fn call_due(thread: &Thread, state: &State, list: Option<OnCommit>) {
+    if let Some(list) = list {
+        let _held = thread.hold_arena();
+        call_each_due(state, list);
+    }
+}
+
+fn call_each_due(state: &State, list: OnCommit) {
     for place in list.places().map_or(0..0, |[due, _]| due) {
         if let Some(deferred) = list.take(place) {
             deferred.call();
@@ -61,9 +66,10 @@ pub(crate) fn call_due(state: &State, list: Option<OnCommit>) {
 
 /// Ends the list of a suspended request that is dropped where nothing can be run on the request stack.
 pub(crate) fn end_here(state: &State, list: Option<OnCommit>) {
-    let rest = list.as_ref().and_then(OnCommit::places);
-    for place in rest.map_or(0..0, |[_, rest]| rest) {
-        drop(list.as_ref().and_then(|list| list.take(place)));
+    if let Some(list) = list {
+        for place in list.places().map_or(0..0, |[_, rest]| rest) {
+            drop(list.take(place));
+        }
+        call_each_due(state, list);
     }
-    call_due(state, list);
 }

@@ -3,7 +3,7 @@
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
 pub(crate) mod budget;
-mod check;
+pub(crate) mod check;
 pub(crate) mod deferred;
 mod deleted;
 mod directory;
