@@ -49,7 +49,7 @@ impl Options {
     /// What the thread has to have before the request begins; `None` for what it always has.
     #[inline]
     pub(crate) fn needs(&self) -> Option<Needs> {
-        let has_none = self.stack.is_none() & self.arena.is_none() & !self.keep_arena;
+        let has_none = self.stack.is_none() && self.arena.is_none() && !self.keep_arena;
         (!has_none).then_some(Needs {
             stack: self.stack.unwrap_or(0),
             arena: self.arena.unwrap_or(0),

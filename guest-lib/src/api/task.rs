@@ -250,18 +250,15 @@ impl Drop for Task {
                 on_commit::end_here(state, after);
                 return;
             }
-            match thread::of(app) {
-                Ok(thread) => {
-                    thread.attach_ended(state);
-                    run_defers(thread, state);
-                    on_commit::forget_rest(thread, after.as_ref());
-                    thread.go_idle();
-                    on_commit::call_due(thread, state, after);
-                }
-                Err(_) => {
-                    run_defers_here(state);
-                    on_commit::end_here(state, after);
-                }
+            if let Ok(thread) = thread::of(app) {
+                thread.attach_ended(state);
+                run_defers(thread, state);
+                on_commit::forget_rest(thread, after.as_ref());
+                thread.go_idle();
+                on_commit::call_due(thread, state, after);
+            } else {
+                run_defers_here(state);
+                on_commit::end_here(state, after);
             }
         }
         thread::uninterrupted(|| self.state.give_back());

@@ -6,7 +6,7 @@ use std::io;
 ///
 /// # Errors
 ///
-/// As process_vm_writev(2); what it has written before stays.
+/// As `process_vm_writev(2)`; what it has written before stays.
 ///
 /// # Safety
 ///

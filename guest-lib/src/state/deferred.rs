@@ -10,11 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Most defers of one request.
 pub(crate) const DEFERS_MAX: usize = 256;
 
+type Call = unsafe extern "C-unwind" fn(*mut c_void);
+type Discard = unsafe fn(*mut c_void);
+
 /// Something to undo. Dropping it drops what it owns without running it.
 pub(crate) struct Deferred {
-    call: unsafe extern "C-unwind" fn(*mut c_void),
+    call: Call,
     argument: *mut c_void,
-    discard: Option<unsafe fn(*mut c_void)>,
+    discard: Option<Discard>,
     /// The descriptor that it closes.
     closes: Option<RawFd>,
 }
@@ -58,10 +61,7 @@ impl Deferred {
     }
 
     /// A C function, which may be called with its argument once, on any thread.
-    pub(crate) fn raw(
-        call: unsafe extern "C-unwind" fn(*mut c_void),
-        argument: *mut c_void,
-    ) -> Self {
+    pub(crate) fn raw(call: Call, argument: *mut c_void) -> Self {
         Self {
             call,
             argument,
@@ -84,7 +84,12 @@ impl Deferred {
     /// The words are of [`Deferred::into_words`], and used once.
     pub(crate) unsafe fn from_words([call, argument, discard]: [u64; 3]) -> Self {
         // SAFETY: functions of these types, and 0 for none, which is how an option of one is laid out.
-        let (call, discard) = unsafe { (std::mem::transmute(call), std::mem::transmute(discard)) };
+        let (call, discard) = unsafe {
+            (
+                std::mem::transmute::<u64, Call>(call),
+                std::mem::transmute::<u64, Option<Discard>>(discard),
+            )
+        };
         Self {
             call,
             argument: argument as *mut c_void,
