@@ -223,14 +223,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Domain;
     use crate::mock::MockBackend;
     use crate::{RunError, thread};
     use std::ptr;
 
     /// A request that keeps two numbers, changes them and fails; what they are then, and how many could not be put back.
-    fn run(name: &str, damage: fn(&mut Kept)) -> ([u64; 2], u32) {
-        let app = MockBackend::app(name, |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+    fn run(domain: &'static Domain, damage: fn(&mut Kept)) -> ([u64; 2], u32) {
         let mut numbers = [1u64, 2];
         let place = &raw mut numbers;
         let outcome: Result<(), RunError<Error>> = domain.run(|request| {
@@ -247,14 +246,16 @@ mod tests {
         let Err(RunError::Failed(failure)) = outcome else {
             panic!("{outcome:?}");
         };
-        assert!(thread::of(app).unwrap().is_at_rest());
+        assert!(thread::of(domain.app()).unwrap().is_at_rest());
         // SAFETY: the variable above.
         (unsafe { place.read() }, failure.defers_failed)
     }
 
     #[test]
     fn damaged_copies_are_not_put_back() {
-        assert_eq!(run("whole copies", |_| ()), ([1, 2], 0));
+        let app = MockBackend::app("damaged copies", |hooks| hooks.protects = true);
+        let domain = app.domain("one").unwrap();
+        assert_eq!(run(domain, |_| ()), ([1, 2], 0));
         let damages: [(fn(&mut Kept), [u64; 2]); 4] = [
             (|kept| kept.count = 1, [3, 4]),
             (|kept| kept.tag += 1, [3, 4]),
@@ -276,7 +277,7 @@ mod tests {
             ),
         ];
         for (number, (damage, after)) in damages.into_iter().enumerate() {
-            let outcome = run(&format!("damaged copies {number}"), damage);
+            let outcome = run(domain, damage);
             assert_eq!(outcome, (after, 1), "{number}");
         }
     }

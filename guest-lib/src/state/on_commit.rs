@@ -209,6 +209,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Domain;
     use crate::mock::MockBackend;
     use crate::{Kind, RunError, thread};
     use std::ptr;
@@ -216,9 +217,10 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Runs a request that registers two functions, and then damages the list; returns how many were called.
-    fn run(name: &str, damage: fn(&mut OnCommit)) -> (Result<(), RunError<Error>>, u32) {
-        let app = MockBackend::app(name, |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+    fn run(
+        domain: &'static Domain,
+        damage: fn(&mut OnCommit),
+    ) -> (Result<(), RunError<Error>>, u32) {
         let called = Arc::new(AtomicU32::new(0));
         let outcome = domain.run(|request| {
             for _ in 0..2 {
@@ -261,14 +263,16 @@ mod tests {
                 unsafe { ptr::swap(list.entry(0).unwrap(), list.entry(1).unwrap()) };
             },
         ];
+        let app = MockBackend::app("damaged list", |hooks| hooks.protects = true);
+        let domain = app.domain("one").unwrap();
         for (number, damage) in damages.into_iter().enumerate() {
-            let (outcome, called) = run(&format!("damaged list {number}"), damage);
+            let (outcome, called) = run(domain, damage);
             let Err(RunError::Failed(failure)) = outcome else {
                 panic!("{number}: {outcome:?}");
             };
             assert_eq!((failure.kind, called), (Kind::Memory, 0), "{number}");
         }
-        let (outcome, called) = run("whole list", |_| ());
+        let (outcome, called) = run(domain, |_| ());
         outcome.unwrap();
         assert_eq!(called, 2);
     }
