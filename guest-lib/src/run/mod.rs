@@ -393,7 +393,7 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
     }
-    if end == End::Keep
+    if end != End::GiveUp
         && let Some(address) = thread.arena().find_damage()
     {
         thread.note_failure(Kind::RedZone, address, ARENA);

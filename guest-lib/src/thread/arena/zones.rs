@@ -41,7 +41,7 @@ impl Arena {
         self.checked.get().is_some()
     }
 
-    #[cold]
+    #[inline(never)]
     pub(super) fn allocate_checked(&self, size: usize, alignment: usize) -> Option<NonNull<u8>> {
         let Level { low, high } = self.level();
         let start = (low + size_of::<Header>()).next_multiple_of(alignment.max(GRAIN));
