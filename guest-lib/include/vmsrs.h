@@ -450,7 +450,7 @@ int vmsrs_domain_info(const struct vmsrs_domain *domain,
  * Running requests
  */
 
-/** Flags of struct vmsrs_options, and of vmsrs_commit(). */
+/** Flags of struct vmsrs_options; vmsrs_commit() takes VMSRS_SEAL. */
 enum vmsrs_flag {
 	/** Return once the host has sealed the commit. */
 	VMSRS_SEAL = 1,
@@ -459,11 +459,20 @@ enum vmsrs_flag {
 	 * pages that the request has written.
 	 */
 	VMSRS_AUDIT_WHOLE = 2,
+	/**
+	 * Keep what the request takes from its arena (vmsrs_arena_alloc(),
+	 * vmsrs_input()) as it is until the thread's next request begins, or
+	 * the next step: for functions that are called after the commit, and
+	 * for what follows the request. Behind each block is a red zone then,
+	 * and a request that has overwritten one fails. Threads that join the
+	 * request have their arenas emptied as they leave.
+	 */
+	VMSRS_KEEP_ARENA = 4,
 };
 
 /** How a request is run. All zero is the default. */
 typedef struct vmsrs_options {
-	/** VMSRS_SEAL, VMSRS_AUDIT_WHOLE, both, or 0. */
+	/** Of VMSRS_SEAL, VMSRS_AUDIT_WHOLE and VMSRS_KEEP_ARENA any, or 0. */
 	uint32_t flags;
 	/** Milliseconds that the request may take; 0 for no limit. */
 	uint32_t deadline_ms;
@@ -478,6 +487,12 @@ typedef struct vmsrs_options {
 	 * and keeps it.
 	 */
 	uint32_t stack_bytes;
+	/**
+	 * Bytes of arena that the function needs, at most 64 GiB; 0 for the
+	 * usual VMSRS_ARENA_SIZE. A thread that has less gets a larger arena,
+	 * and keeps it. It takes addresses, and memory for what is used.
+	 */
+	uint64_t arena_bytes;
 } vmsrs_options;
 
 /**
@@ -769,6 +784,64 @@ int vmsrs_defer(const struct vmsrs_request *request, vmsrs_defer_fn function,
 		void *argument);
 
 /**
+ * Does what has to come after a request's commit: sends an answer, wakes
+ * another thread.
+ *
+ * It runs outside of the request, on the thread that ends it, like any other
+ * code there: it may run requests, and an error in it is the process's own. It
+ * has to return.
+ *
+ * @param argument What the caller passed.
+ */
+typedef void (*vmsrs_on_commit_fn)(void *argument);
+
+/**
+ * Registers a function that is called once the request is committed: in the
+ * order of registration, before the call that has run the request returns. A
+ * request that fails or is given up forgets them, but for those before a
+ * vmsrs_commit(), which are called then.
+ *
+ * @param request The request.
+ * @param function Called with argument, which must live until then: not on the
+ *     request's stack; in its arena with VMSRS_KEEP_ARENA.
+ * @param argument Passed to the function.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT 262144 are registered.
+ * @retval VMSRS_ESYSTEM There is no memory for the list; see errno.
+ */
+VMSRS_MUST_USE
+int vmsrs_on_commit(const struct vmsrs_request *request,
+		    vmsrs_on_commit_fn function, void *argument);
+
+/**
+ * Has bytes outside of domains be what they are now if the request fails or is
+ * given up: they are saved, and copied back then. vmsrs_commit() forgets the
+ * copy.
+ *
+ * For small variables that requests change: a count, the state of a connection.
+ * They are copied back before the domains of the request are free, unless other
+ * threads have worked for it, or it has missed its deadline: then a little
+ * later. What other threads have written to the same bytes since the call is
+ * lost too: so they are the request's alone, or guarded by a domain or a mutex
+ * that it holds to its end.
+ *
+ * @param request The request.
+ * @param address The bytes, which can be written until the request has ended.
+ * @param size How many.
+ * @retval VMSRS_OK
+ * @retval VMSRS_EINVAL A null pointer, no bytes, or some lie in a domain.
+ * @retval VMSRS_ENOREQUEST
+ * @retval VMSRS_ELIMIT More than 64 KiB in a request, with 32 bytes for each
+ *     call.
+ * @retval VMSRS_ESYSTEM There is no memory for the copies, or a filter of
+ *     system calls refuses process_vm_writev(); see errno.
+ */
+VMSRS_MUST_USE
+int vmsrs_keep(const struct vmsrs_request *request, void *address, size_t size);
+
+/**
  * Gives the request a descriptor: it is closed if the request fails or is given
  * up.
  *
@@ -1028,19 +1101,40 @@ int vmsrs_slab_free(const struct vmsrs_domain *domain, void *slab);
 
 /**
  * Allocates scratch memory that lives until the request ends (for a thread that
- * has joined it: until it leaves; for a task: until the step ends).
+ * has joined it: until it leaves; for a task: until the step ends), or until
+ * the thread's next request begins (VMSRS_KEEP_ARENA).
  *
  * The memory is neither zeroed nor versioned, is aligned to 16 bytes, and
  * cannot be freed.
  *
  * @param request The request.
  * @param size Bytes.
- * @return The memory; null if the VMSRS_ARENA_SIZE bytes of this thread are
- *     used up, or request is not the request of the calling thread. errno is
- *     not set.
+ * @return The memory; null if the bytes of this thread are used up
+ *     (VMSRS_ARENA_SIZE, or arena_bytes), or request is not the request of the
+ *     calling thread. errno is not set.
  */
 VMSRS_ALLOC
 void *vmsrs_arena_alloc(const struct vmsrs_request *request, size_t size);
+
+/**
+ * Copies input into the arena so that its last byte is followed by a page that
+ * nobody can touch: code that reads or writes behind it, by a length that is
+ * longer than the packet, fails the request at the first byte.
+ *
+ * The copy may be written to, and lives as long as what vmsrs_arena_alloc()
+ * gives. It begins wherever its size says, so at any alignment: larger numbers
+ * in it are read by memcpy(). The first input of a request costs the copy
+ * alone; each further one a system call, too, and a page of the arena.
+ *
+ * @param request The request.
+ * @param bytes The input.
+ * @param size How many bytes.
+ * @return The copy; null if the arena is used up, bytes is null, or request is
+ *     not the request of the calling thread. errno is not set.
+ */
+VMSRS_MUST_USE
+void *vmsrs_input(const struct vmsrs_request *request, const void *bytes,
+		  size_t size);
 
 /*
  * Several domains in a request

@@ -222,6 +222,24 @@ public:
 		check(vmsrs_defer(native_, call, undo));
 	}
 
+	/// Has a variable outside of domains be what it is now if the request fails or is given up.
+	template <typename T>
+	void keep(T &variable)
+	{
+		static_assert(std::is_trivially_copyable_v<T>, "its bytes are copied back");
+		check(vmsrs_keep(native_, &variable, sizeof(variable)));
+	}
+
+	/// Calls `*work` once the request is committed. It is outside of the request, and lives until then. An exception that it
+	/// throws ends the process.
+	template <typename F>
+	void on_commit(F *work)
+	{
+		auto call = [](void *argument) noexcept { (*static_cast<F *>(argument))(); };
+
+		check(vmsrs_on_commit(native_, call, work));
+	}
+
 private:
 	vmsrs_request *native_;
 };

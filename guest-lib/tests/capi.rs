@@ -14,6 +14,21 @@ fn the_example_survives_its_bug() {
 }
 
 #[test]
+fn housekeeping_of_the_porting_guide_comes_to_its_end() {
+    let text = Program::compile("cc", &[], "../docs/porting/housekeeping.c").succeed(&[]);
+    assert_eq!(text, "done, 7\n");
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let read = |file| std::fs::read_to_string(docs.join(file)).unwrap();
+    let (page, program) = (read("porting.md"), read("porting/housekeeping.c"));
+    let excerpt =
+        program.find("/* Each element").unwrap()..program.find("static int fill").unwrap();
+    assert!(
+        page.contains(program[excerpt].trim_end()),
+        "an excerpt that is not the program's"
+    );
+}
+
+#[test]
 fn every_call_answers_as_its_description_says() {
     Program::compile("cc", &[], "tests/c/calls.c").succeed(&[]);
 }

@@ -53,14 +53,14 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// As [`Domain::run`], and [`Error::Argument`] for a stack of more than 1 GiB.
+    /// As [`Domain::run`], and [`Error::Argument`] for a stack of more than 1 GiB or an arena of more than 64 GiB.
     pub fn run_with<T, E>(
         &'static self,
         options: &Options,
         f: impl FnOnce(&Request) -> Result<T, E>,
     ) -> Result<T, RunError<E>> {
-        if let Some(bytes) = options.stack {
-            run::enlarge_stack(self, bytes)?;
+        if let Some(needs) = options.needs() {
+            run::prepare(self, needs)?;
         }
         self.run_limited::<true, _, _>(options.limits(), options.seal, f)
     }

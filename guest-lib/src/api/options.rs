@@ -1,6 +1,7 @@
 //! How a request is run.
 
 use crate::state::Limits;
+use crate::thread::Needs;
 use std::time::Duration;
 
 /// Time to wait for a lock when nothing else is said, in milliseconds.
@@ -33,9 +34,29 @@ pub struct Options {
     /// input. A thread whose request stack is smaller gets a larger one, which it keeps; others that join the
     /// request have their own. Not given: what [`crate::set_request_stack_size`] has set.
     pub stack: Option<usize>,
+    /// Bytes of arena that the function needs, at most 64 GiB; not given: [`crate::ARENA_SIZE`]. A thread whose arena is
+    /// smaller gets a larger one, which it keeps. It takes addresses, and memory for what is used.
+    pub arena: Option<usize>,
+    /// What the request takes from its arena stays as it is until the thread's next request begins, for what is called after
+    /// the commit ([`crate::Request::on_commit`]) and for what follows the request. And behind each block is a red zone: a request that has
+    /// overwritten one fails with [`crate::Kind::RedZone`] instead of being committed.
+    ///
+    /// For the thread that runs the request, or the step; others that join it have their arenas emptied as they leave.
+    pub keep_arena: bool,
 }
 
 impl Options {
+    /// What the thread has to have before the request begins; `None` for what it always has.
+    #[inline]
+    pub(crate) fn needs(&self) -> Option<Needs> {
+        let has_none = self.stack.is_none() && self.arena.is_none() && !self.keep_arena;
+        (!has_none).then_some(Needs {
+            stack: self.stack.unwrap_or(0),
+            arena: self.arena.unwrap_or(0),
+            keep_arena: self.keep_arena,
+        })
+    }
+
     #[inline]
     pub(crate) fn limits(&self) -> Limits {
         let lock_timeout = self.lock_timeout.or(self.deadline);

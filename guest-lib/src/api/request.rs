@@ -3,14 +3,16 @@
 use crate::error::Error;
 use crate::failure::Kind;
 use crate::os::{clock, file};
+use crate::run::ARENA;
 use crate::run::audit::{audit_all, audit_left};
 use crate::run::commit::{audited, commit_all, is_committed, refused_commit};
 use crate::run::hot;
 use crate::run::left::working;
 use crate::run::lock;
+use crate::run::on_commit::DAMAGED;
 use crate::run::request::Request;
 use crate::state::deferred::Deferred;
-use crate::state::domain::Domain;
+use crate::state::domain::{App, Domain};
 use crate::thread::arena::Arena;
 use crate::thread::panics::Before;
 use crate::thread::{self, Thread};
@@ -20,6 +22,9 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use vmsrs_protocol::shared::HELD_MAX;
+
+/// What a request fails with whose list of kept variables is damaged.
+const CHANGED: &[u8] = b"the list of variables that go back was overwritten";
 
 /// A shared domain that the request has entered. Dropping it leaves the domain: what was written is
 /// committed and others can enter. To keep the domain to the end of the request, [`Entered::keep`]
@@ -273,7 +278,8 @@ impl Request {
     }
 
     /// Commits everything that the request wrote so far, and waits for the host's seal if `seal`.
-    /// The request goes on with its domains; its defers are forgotten. That is everything that all
+    /// The request goes on with its domains; its defers are forgotten, and what was registered by
+    /// [`Request::on_commit`] so far is called when the request has ended, however it ends. That is everything that all
     /// threads of the request wrote so far, also what one is in the middle of: let the others come to
     /// rest before. The heaps are whole all the same: a thread that takes or gives back a block meanwhile
     /// waits for the commit.
@@ -288,11 +294,19 @@ impl Request {
         // What is committed is not undone any more, whatever happens from here on; so its defers are taken
         // away with it. They are dropped as part of the request: they are the server's.
         let mut forgotten = Vec::new();
+        if let Some(address) = thread.arena().find_damage() {
+            thread::fail_request(Kind::RedZone, address, ARENA);
+        }
+        if !thread.exclusive(|| thread.state().is_on_commit_whole()) {
+            thread::fail_request(Kind::Memory, 0, DAMAGED);
+        }
         audited(thread, audit_all, || {
             forgotten.reserve_exact(thread.state().defers());
             let committed = commit_all(thread, seal, 0);
             if is_committed(&committed) {
                 thread.state().take_defers(&mut forgotten);
+                thread.state().set_on_commit_due();
+                thread.state().forget_kept();
             }
             committed
         })
@@ -316,6 +330,82 @@ impl Request {
         argument: *mut c_void,
     ) -> Result<(), Error> {
         self.register(Deferred::raw(call, argument))
+    }
+
+    /// Registers work that is done once the request is committed: an answer that is sent, a message to others. In the order of
+    /// registration, on the thread that ends the request and before the call that has run it returns, but outside of the request,
+    /// which holds nothing any more. If the request fails or is given up, it is forgotten, unless [`Request::commit`] has come
+    /// after it.
+    ///
+    /// It is code like any other outside of requests: it may run requests, and an error in it is the process's. A panic goes
+    /// on, and what is registered after it is not done. `errno` is as the request's function left it afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] after 262,144 of them, [`Error::System`] if there is no memory for their list, [`Error::NotInRequest`].
+    pub fn on_commit(&self, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.register_on_commit(Deferred::new(work))
+    }
+
+    pub(crate) fn on_commit_raw(
+        &self,
+        call: unsafe extern "C-unwind" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Result<(), Error> {
+        self.register_on_commit(Deferred::raw(call, argument))
+    }
+
+    fn register_on_commit(&self, deferred: Deferred) -> Result<(), Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        // As for register().
+        let mut deferred = Some(deferred);
+        let note = || thread.state().note_on_commit(&mut deferred);
+        if !thread.critical(|| thread.exclusive(note))? {
+            thread::fail_request(Kind::Memory, 0, DAMAGED);
+        }
+        Ok(())
+    }
+
+    /// Has a variable outside of domains be what it is now if the request fails or is given up: its bytes are saved, and copied back
+    /// then. A commit in the middle forgets the copy.
+    ///
+    /// They are copied back before the request's domains are free, unless other threads have worked for it or the driver has
+    /// ended it at its deadline: then they are a little later. In any case what others have written to the same bytes since
+    /// the call is lost as well: so the variable is the request's, or is guarded by a domain or a [`crate::Mutex`] that the request holds to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the variable lies in a domain, or has no bytes; [`Error::Limit`] after 64 KiB of them, with 32 bytes for each call;
+    /// [`Error::System`] if there is no memory for the copies or the kernel refuses `process_vm_writev`; [`Error::NotInRequest`].
+    ///
+    /// # Safety
+    ///
+    /// The variable can be read, and written until the request has ended; and it is good for whoever uses it if its bytes are
+    /// those of the call again.
+    pub unsafe fn keep<T>(&self, variable: *mut T) -> Result<(), Error> {
+        // SAFETY: the caller's.
+        unsafe { self.keep_bytes(variable.cast(), size_of::<T>()) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Request::keep`].
+    pub(crate) unsafe fn keep_bytes(&self, address: *mut u8, size: usize) -> Result<(), Error> {
+        let thread = self.thread()?;
+        thread.reject_reentry();
+        let start = address as u64;
+        let end = start.checked_add(size as u64).filter(|&end| end > start);
+        let end = end.ok_or(Error::Argument("there are no bytes to keep"))?;
+        if App::any_in(&(start..end)) {
+            return Err(Error::Argument("the bytes lie in a domain"));
+        }
+        // SAFETY: the caller's.
+        let keep = || unsafe { thread.state().keep(address, size) };
+        if !thread.critical(|| thread.exclusive(keep))? {
+            thread::fail_request(Kind::Memory, 0, CHANGED);
+        }
+        Ok(())
     }
 
     /// Gives the request a descriptor, which is closed if the request fails or is given up; if it is committed, the descriptor
@@ -355,7 +445,7 @@ impl Request {
     }
 
     /// Memory that is gone when the request ends; each thread of the request has its own, which is
-    /// gone when the thread has left, or the task's step is over.
+    /// gone when the thread has left, or the task's step is over; or later ([`crate::Options::keep_arena`]).
     #[must_use]
     pub fn arena(&self) -> &Arena {
         self.any_thread().arena()

@@ -8,6 +8,7 @@ use crate::os::errno;
 use crate::run::defer::{run_defers, run_defers_here};
 use crate::run::hot;
 use crate::run::left::{end_left, outside};
+use crate::run::on_commit;
 use crate::run::request::Request;
 use crate::run::{self, End, Outcome, Stop};
 use crate::state::State;
@@ -93,8 +94,8 @@ impl Task {
         }
         outside()?;
         let thread = thread::of(self.domain.app())?;
-        if let Some(bytes) = self.options.stack {
-            thread.enlarge_stack(bytes)?;
+        if let Some(needs) = self.options.needs() {
+            thread.prepare(needs)?;
         }
         self.resume(thread).map_err(join_error)?;
         // Unless it is suspended again; also if this thread ends in the middle.
@@ -233,25 +234,31 @@ impl Drop for Task {
             let held = state.domains();
             // Perhaps in another request, which must not be cut short in between.
             let around = thread::current();
-            thread::uninterrupted(|| {
+            let after = thread::uninterrupted(|| {
+                state.restore_kept();
                 let _ = app.backend().abandon(state.tag(), held.as_slice());
+                let after = state.take_on_commit();
                 state.clear(false);
                 if let Some(around) = around {
                     around.state().adopt(state);
                 }
+                after
             });
             if around.is_some() {
                 // If it is cut short, it runs the remaining ones at its end.
                 run_defers_here(state);
+                on_commit::end_here(state, after);
                 return;
             }
-            match thread::of(app) {
-                Ok(thread) => {
-                    thread.attach_ended(state);
-                    run_defers(thread, state);
-                    thread.go_idle();
-                }
-                Err(_) => run_defers_here(state),
+            if let Ok(thread) = thread::of(app) {
+                thread.attach_ended(state);
+                run_defers(thread, state);
+                on_commit::forget_rest(thread, after.as_ref());
+                thread.go_idle();
+                on_commit::call_due(thread, state, after);
+            } else {
+                run_defers_here(state);
+                on_commit::end_here(state, after);
             }
         }
         thread::uninterrupted(|| self.state.give_back());

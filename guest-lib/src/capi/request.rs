@@ -192,6 +192,82 @@ pub unsafe extern "C" fn vmsrs_defer(
     }
 }
 
+/// Does what has to come after a request's commit: sends an answer, wakes another thread.
+///
+/// It runs outside of the request, on the thread that ends it, like any other code there: it
+/// may run requests, and an error in it is the process's own. It has to return.
+///
+/// @param argument What the caller passed.
+pub type OnCommitFn = Option<unsafe extern "C-unwind" fn(argument: *mut c_void)>;
+
+/// Registers a function that is called once the request is committed: in the order of
+/// registration, before the call that has run the request returns. A request that fails or
+/// is given up forgets them, but for those before a vmsrs_commit(), which are called then.
+///
+/// @param request The request.
+/// @param function Called with `argument`, which must live until then: not on the request's
+///   stack; in its arena with `VMSRS_KEEP_ARENA`.
+/// @param argument Passed to the function.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT 262144 are registered.
+/// @retval VMSRS_ESYSTEM There is no memory for the list; see `errno`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; `function` may be called with `argument`.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_on_commit(
+    request: *const Request,
+    function: OnCommitFn,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { (request.as_ref(), function) } {
+        (Some(request), Some(function)) => status(request.on_commit_raw(function, argument)),
+        _ => VMSRS_EINVAL,
+    }
+}
+
+/// Has bytes outside of domains be what they are now if the request fails or is given up:
+/// they are saved, and copied back then. vmsrs_commit() forgets the copy.
+///
+/// For small variables that requests change: a count, the state of a connection. They are
+/// copied back before the domains of the request are free, unless other threads have worked
+/// for it, or it has missed its deadline: then a little later. What other threads have
+/// written to the same bytes since the call is lost too: so they are the request's alone, or
+/// guarded by a domain or a mutex that it holds to its end.
+///
+/// @param request The request.
+/// @param address The bytes, which can be written until the request has ended.
+/// @param size How many.
+/// @retval VMSRS_OK
+/// @retval VMSRS_EINVAL A null pointer, no bytes, or some lie in a domain.
+/// @retval VMSRS_ENOREQUEST
+/// @retval VMSRS_ELIMIT More than 64 KiB in a request, with 32 bytes for each call.
+/// @retval VMSRS_ESYSTEM There is no memory for the copies, or a filter of system calls
+///   refuses process_vm_writev(); see `errno`.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; the bytes can be read and written.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_keep(
+    request: *const Request,
+    address: *mut c_void,
+    size: usize,
+) -> c_int {
+    // SAFETY: a handle or null by contract.
+    match unsafe { request.as_ref() } {
+        // SAFETY: the caller's.
+        Some(request) => status(unsafe { request.keep_bytes(address.cast(), size) }),
+        None => VMSRS_EINVAL,
+    }
+}
+
 /// Gives the request a descriptor: it is closed if the request fails or is given up.
 ///
 /// If the request is committed, the descriptor stays open. Counts as a defer.
@@ -247,13 +323,14 @@ pub unsafe extern "C" fn vmsrs_disown_fd(request: *const Request, fd: c_int) -> 
 }
 
 /// Allocates scratch memory that lives until the request ends (for a thread that has
-/// joined it: until it leaves; for a task: until the step ends).
+/// joined it: until it leaves; for a task: until the step ends), or until the thread's next
+/// request begins (`VMSRS_KEEP_ARENA`).
 ///
 /// The memory is neither zeroed nor versioned, is aligned to 16 bytes, and cannot be freed.
 ///
 /// @param request The request.
 /// @param size Bytes.
-/// @return The memory; null if the `VMSRS_ARENA_SIZE` bytes of this thread are used up, or
+/// @return The memory; null if the bytes of this thread are used up (`VMSRS_ARENA_SIZE`, or `arena_bytes`), or
 ///   `request` is not the request of the calling thread. `errno` is not set.
 ///
 /// # Safety
@@ -267,6 +344,44 @@ pub unsafe extern "C" fn vmsrs_arena_alloc(request: *const Request, size: usize)
     unsafe { request.as_ref() }
         .and_then(|request| request.checked_arena().ok()?.allocate(size, 16))
         .map_or(ptr::null_mut(), |block| block.as_ptr().cast())
+}
+
+/// Copies input into the arena so that its last byte is followed by a page that nobody can
+/// touch: code that reads or writes behind it, by a length that is longer than the packet, fails the
+/// request at the first byte.
+///
+/// The copy may be written to, and lives as long as what vmsrs_arena_alloc() gives. It begins
+/// wherever its size says, so at any alignment: larger numbers in it are read by memcpy().
+/// The first input of a request costs the copy alone; each further one a system call, too, and a
+/// page of the arena.
+///
+/// @param request The request.
+/// @param bytes The input.
+/// @param size How many bytes.
+/// @return The copy; null if the arena is used up, `bytes` is null, or `request` is not the
+///   request of the calling thread. `errno` is not set.
+///
+/// # Safety
+///
+/// `request` is the one that the calling function got; `bytes` has that many.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vmsrs_input(
+    request: *const Request,
+    bytes: *const c_void,
+    size: usize,
+) -> *mut c_void {
+    // SAFETY: a handle or null by contract.
+    let arena = unsafe { request.as_ref() }.and_then(|request| request.checked_arena().ok());
+    let place = arena
+        .filter(|_| !bytes.is_null())
+        .and_then(|arena| arena.allocate_input(size));
+    let Some(place) = place else {
+        return ptr::null_mut();
+    };
+    // SAFETY: so many bytes by contract, and as many fresh ones.
+    unsafe { ptr::copy_nonoverlapping(bytes.cast(), place.as_ptr(), size) };
+    place.as_ptr().cast()
 }
 
 /// Locks several domains of the app for the request, in an order that is the same in all

@@ -20,6 +20,7 @@ pub(crate) mod lock;
 pub(crate) mod mappings;
 pub(crate) mod modules;
 pub(crate) mod mutex;
+pub(crate) mod own_memory;
 pub(crate) mod own_stack;
 pub(crate) mod region;
 pub(crate) mod robust;

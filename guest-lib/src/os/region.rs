@@ -96,6 +96,13 @@ impl Region {
         self.size
     }
 
+    /// Gives the memory of all but the first `kept` bytes, whole pages, back to the system: it reads as zero afterwards.
+    pub(crate) fn shrink(&self, kept: usize) {
+        let rest = self.low().wrapping_add(kept);
+        // SAFETY: inside the region; its owner has nothing there any more.
+        unsafe { libc::madvise(rest.cast(), self.size - kept, libc::MADV_DONTNEED) };
+    }
+
     /// Whether the address lies in the guard below.
     pub(crate) fn is_below(&self, address: u64) -> bool {
         let low = self.low() as u64;

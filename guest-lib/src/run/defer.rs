@@ -106,6 +106,15 @@ pub(crate) fn forget_defers(thread: &Thread, state: &State) {
     end_dropped(thread, state);
 }
 
+/// Drops one without running it; false if that has failed.
+pub(super) fn forget(thread: &Thread, deferred: Deferred) -> bool {
+    let done = end_defer(thread, deferred, Fate::Forget, None);
+    if !done {
+        release_noted(thread);
+    }
+    done
+}
+
 /// Runs the remaining defers of tasks that were dropped in the request, also by one of its defers.
 fn end_dropped(thread: &Thread, state: &State) {
     let mut is_last = false;

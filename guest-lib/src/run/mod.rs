@@ -10,6 +10,7 @@ pub(crate) mod hold;
 pub(crate) mod hot;
 pub(crate) mod left;
 pub(crate) mod lock;
+pub(crate) mod on_commit;
 mod panic_hook;
 mod report;
 pub(crate) mod request;
@@ -23,7 +24,7 @@ use crate::os::errno;
 use crate::os::switch::{self, LANDED};
 use crate::state::Limits;
 use crate::state::domain::Domain;
-use crate::thread::{self, Phase, REENTRANT, Thread};
+use crate::thread::{self, Needs, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
 use defer::{forget_defers, release_mutexes, run_defers};
@@ -92,6 +93,9 @@ impl From<End> for Outcome {
         }
     }
 }
+
+/// What the failure says where a block of the arena was overrun.
+pub(crate) const ARENA: &[u8] = b"a block of the request's arena";
 
 /// What the failure says.
 const LOCKED: &[u8] = b"a thread's part of the request, or a step, has ended with a mutex locked";
@@ -177,18 +181,18 @@ fn find_thread(domain: &'static Domain) -> Result<&'static Thread, Box<Stop>> {
     Ok(thread::of(domain.app())?)
 }
 
-/// Gives the calling thread a request stack of at least that many bytes.
+/// Prepares the calling thread for a request that needs more than others.
 ///
 /// # Errors
 ///
-/// [`Error::Nested`], [`Error::Argument`], [`Error::System`], [`Error::NotInRequest`].
+/// [`Error::Nested`], [`Error::Argument`], [`Error::System`].
 #[cold]
-pub(crate) fn enlarge_stack(domain: &'static Domain, bytes: usize) -> Result<(), Error> {
+pub(crate) fn prepare(domain: &'static Domain, needs: Needs) -> Result<(), Error> {
     end_left();
     if thread::current().is_some() {
         return Err(Error::Nested);
     }
-    thread::of(domain.app())?.enlarge_stack(bytes)
+    thread::of(domain.app())?.prepare(needs)
 }
 
 /// Waits for the domain that the request begins with.
@@ -389,6 +393,16 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(Kind::ThreadDeath, 0, LOST);
         return Outcome::Cut;
     }
+    if end != End::GiveUp
+        && let Some(address) = thread.arena().find_damage()
+    {
+        thread.note_failure(Kind::RedZone, address, ARENA);
+        return Outcome::Cut;
+    }
+    if end == End::Keep && !thread.state().is_on_commit_whole() {
+        thread.note_failure(Kind::Memory, 0, on_commit::DAMAGED);
+        return Outcome::Cut;
+    }
     if end == End::Keep
         && needs_audit(thread)
         && let Err(damage) = thread.exclusive(|| audit_all(thread))
@@ -455,18 +469,24 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
             thread.note_failure(Kind::Memory, 0, hot::TAKEN);
             return Err(failed(thread));
         }
+        state.restore_kept();
         discard(thread);
     }
     unlock_all(thread);
     let (kept, tag) = (commit::is_committed(&committed), state.tag());
+    let after = state.take_on_commit();
     thread.end(kept);
     if kept {
         forget_defers(thread, state);
+        thread.go_idle();
+        on_commit::call_all(thread, state, after);
     } else {
         release_mutexes(thread, tag);
         run_defers(thread, state);
+        on_commit::forget_rest(thread, after.as_ref());
+        thread.go_idle();
+        on_commit::call_due(thread, state, after);
     }
-    thread.go_idle();
     Ok(committed?)
 }
 
@@ -474,12 +494,17 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
 pub(crate) fn give_up(thread: &Thread) {
     errno::kept(|| {
         let (state, tag) = (thread.state(), thread.state().tag());
+        // Under the locks of the request's domains.
+        state.restore_kept();
         discard(thread);
         unlock_all(thread);
+        let after = state.take_on_commit();
         thread.end(false);
         release_mutexes(thread, tag);
         run_defers(thread, state);
+        on_commit::forget_rest(thread, after.as_ref());
         thread.go_idle();
+        on_commit::call_due(thread, state, after);
     });
 }
 
@@ -499,8 +524,15 @@ pub(crate) fn failed(thread: &Thread) -> Stop {
 
 fn fail(thread: &Thread) -> Stop {
     let state = thread.state();
+    // Before the locks of its domains are free, unless other threads may still write for the request.
+    let mut lost = if state.is_alone() {
+        state.restore_kept()
+    } else {
+        0
+    };
     let mut failure = report(thread);
     state.members.wait(thread::sweep);
+    lost += state.restore_kept();
     thread.leave_lent_stack();
     // What another thread locked while the driver released the locks, and what a stray write has taken from
     // the list that the driver reads. No other thread changes either now.
@@ -511,12 +543,18 @@ fn fail(thread: &Thread) -> Stop {
         lock::release(thread, domain.number());
     }
     let tag = state.tag();
+    let after = state.take_on_commit();
     thread.end(false);
-    failure.defers_failed = release_mutexes(thread, tag) + run_defers(thread, state);
+    failure.defers_failed = lost
+        + release_mutexes(thread, tag)
+        + run_defers(thread, state)
+        + on_commit::forget_rest(thread, after.as_ref());
     let domain = thread.domain();
     thread.go_idle();
     health::note_failure(domain, &failure);
-    Stop::Failed(thread.boxed(failure))
+    let failure = thread.boxed(failure);
+    on_commit::call_due(thread, state, after);
+    Stop::Failed(failure)
 }
 
 /// The same for a thread that has joined the request of another.

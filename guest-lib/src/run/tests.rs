@@ -4,9 +4,11 @@
 use crate::mock::{MockBackend, list_written};
 use crate::state::domain::Domain;
 use crate::thread;
-use crate::{Error, Kind, Request, RunError};
+use crate::{Error, Kind, Options, Request, RunError};
 use std::cell::Cell;
+use std::ffi::c_void;
 use std::process::Command;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmsrs_protocol::PAGE_SIZE;
@@ -252,7 +254,33 @@ fn counted() {
     let slab = slab.get().unwrap();
     let chunks = page(slab.as_ptr() as u64);
     let [in_use, not_in_use] = [chunks + 2, chunks + 6];
-    let things: [&dyn Fn(); 11] = [
+    let usual = Options::default();
+    let keep_arena = Options {
+        keep_arena: true,
+        ..Options::default()
+    };
+    let with = |options: &Options, work: &dyn Fn(&Request)| {
+        domain
+            .run_with(options, |request| {
+                work(request);
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+    };
+    let number = Cell::new(0u64);
+    let after = |request: &Request, times: usize| {
+        unsafe extern "C-unwind" fn nothing(_: *mut c_void) {}
+        (0..times).for_each(|_| request.on_commit_raw(nothing, ptr::null_mut()).unwrap());
+    };
+    let keep = |request: &Request, times: usize| {
+        // SAFETY: the variable above.
+        (0..times).for_each(|_| unsafe { request.keep(number.as_ptr()) }.unwrap());
+    };
+    let take = |request: &Request, times: usize| {
+        (0..times).for_each(|_| assert!(request.arena().allocate(100, 16).is_some()));
+    };
+    let input = |request: &Request| assert!(request.arena().input(&[1; 100]).is_some());
+    let things: [&dyn Fn(); 21] = [
         &|| (),
         &|| request(domain, || ()),
         &|| request(domain, || write(large, 1)),
@@ -280,6 +308,16 @@ fn counted() {
         },
         &|| request(other, || write(beside, 1)),
         &|| request(other, || write(middle, 1)),
+        &|| with(&usual, &|_| ()),
+        &|| with(&usual, &|request| after(request, 1)),
+        &|| with(&usual, &|request| after(request, 2)),
+        &|| with(&usual, &|request| keep(request, 1)),
+        &|| with(&usual, &|request| keep(request, 2)),
+        &|| with(&keep_arena, &|_| ()),
+        &|| with(&keep_arena, &|request| take(request, 1)),
+        &|| with(&keep_arena, &|request| take(request, 2)),
+        &|| with(&usual, &|request| take(request, 1)),
+        &|| with(&usual, &|request| input(request)),
     ];
     for thing in things {
         // The first time is dearer.
@@ -342,19 +380,33 @@ fn common_request_is_short() {
         eprintln!("not counted: this process may not trace a child");
         return;
     };
+    let [nothing, empty, one, two, small, ref more @ ..] = counts[..] else {
+        panic!("{counts:?}");
+    };
     let [
-        nothing,
-        empty,
-        one,
-        two,
-        small,
         in_use,
         not_in_use,
         blocks_taken,
         chunks_taken,
         beside,
         huge,
-    ] = counts[..]
+        ref options @ ..,
+    ] = more[..]
+    else {
+        panic!("{counts:?}");
+    };
+    let [
+        usual,
+        after,
+        after_two,
+        keep,
+        keep_two,
+        kept,
+        arena_block,
+        arena_blocks,
+        plain,
+        input,
+    ] = options[..]
     else {
         panic!("{counts:?}");
     };
@@ -367,6 +419,23 @@ fn common_request_is_short() {
     println!("{block} for each of {A_PAGE} blocks on a page");
     println!("{chunks:?} for each chunk of a slab, in use and not");
     println!("{taken} for a block that is taken and freed, {given} for a chunk");
+    println!(
+        "more than in an empty request with options, which has {}:",
+        usual - nothing
+    );
+    for (what, count) in [
+        ("a function after the commit", after - usual),
+        ("a second one", after_two - after),
+        ("a variable that is kept", keep - usual),
+        ("a second one", keep_two - keep),
+        ("an arena that is kept", kept - usual),
+        ("a block in it", arena_block - kept),
+        ("a second one", arena_blocks - arena_block),
+        ("a block in an arena", plain - usual),
+        ("input", input - usual),
+    ] {
+        println!("{count}: {what}");
+    }
     assert!(empty <= EMPTY_MAX, "{empty}");
     assert!(writes <= WRITES_MAX, "{writes}");
     assert!(block <= BLOCK_MAX, "{block}");

@@ -3,17 +3,21 @@
 use super::State;
 use crate::error::Error;
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Most defers of one request.
 pub(crate) const DEFERS_MAX: usize = 256;
 
+type Call = unsafe extern "C-unwind" fn(*mut c_void);
+type Discard = unsafe fn(*mut c_void);
+
 /// Something to undo. Dropping it drops what it owns without running it.
 pub(crate) struct Deferred {
-    call: unsafe extern "C-unwind" fn(*mut c_void),
+    call: Call,
     argument: *mut c_void,
-    discard: Option<unsafe fn(*mut c_void)>,
+    discard: Option<Discard>,
     /// The descriptor that it closes.
     closes: Option<RawFd>,
 }
@@ -57,16 +61,48 @@ impl Deferred {
     }
 
     /// A C function, which may be called with its argument once, on any thread.
-    pub(crate) fn raw(
-        call: unsafe extern "C-unwind" fn(*mut c_void),
-        argument: *mut c_void,
-    ) -> Self {
+    pub(crate) fn raw(call: Call, argument: *mut c_void) -> Self {
         Self {
             call,
             argument,
             discard: None,
             closes: None,
         }
+    }
+
+    /// What it is, for a list that checks its entries. It does not close a descriptor.
+    pub(crate) fn into_words(self) -> [u64; 3] {
+        let this = ManuallyDrop::new(self);
+        let discard = this.discard.map_or(0, |discard| discard as usize);
+        [this.call as usize, this.argument.addr(), discard].map(|word| word as u64)
+    }
+
+    /// The same back.
+    ///
+    /// # Safety
+    ///
+    /// The words are of [`Deferred::into_words`], and used once.
+    pub(crate) unsafe fn from_words([call, argument, discard]: [u64; 3]) -> Self {
+        // SAFETY: functions of these types, and 0 for none, which is how an option of one is laid out.
+        let (call, discard) = unsafe {
+            (
+                std::mem::transmute::<u64, Call>(call),
+                std::mem::transmute::<u64, Option<Discard>>(discard),
+            )
+        };
+        Self {
+            call,
+            argument: argument as *mut c_void,
+            discard,
+            closes: None,
+        }
+    }
+
+    /// Calls it, as the server's own code: what it throws goes on.
+    pub(crate) fn call(self) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the maker says that it may be called with its argument, once.
+        unsafe { (this.call)(this.argument) };
     }
 
     /// Runs it; false if it panicked. If it is cut short, what it owns is leaked.

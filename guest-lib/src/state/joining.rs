@@ -12,6 +12,10 @@ pub(super) const CLOSED: u32 = 1;
 pub(super) const FAILED: u32 = 2;
 /// Threads other than the current one may have made drafts.
 pub(super) const WROTE: u32 = 4;
+/// There is something to be called after the commit: the request is not plain.
+pub(super) const ON_COMMIT: u32 = 8;
+/// There are bytes outside of domains that go back if the request fails: it is not plain either.
+pub(super) const KEPT: u32 = 16;
 
 impl State {
     /// Whether no other thread can work for the request: its lists need no latch.
@@ -47,6 +51,19 @@ impl State {
     /// Threads may join again: the request goes on.
     pub(crate) fn reopen(&self) {
         self.flags.fetch_and(!CLOSED, Ordering::SeqCst);
+    }
+
+    /// Sets a flag.
+    pub(super) fn set(&self, flag: u32) {
+        self.flags.fetch_or(flag, Ordering::SeqCst);
+    }
+
+    pub(super) fn unset(&self, flag: u32) {
+        self.flags.fetch_and(!flag, Ordering::SeqCst);
+    }
+
+    pub(super) fn has(&self, flag: u32) -> bool {
+        self.flags.load(Ordering::SeqCst) & flag != 0
     }
 
     /// The request fails: all its threads go to their landings, and one of them must report it.

@@ -4,6 +4,8 @@ use super::State;
 use super::deferred::Deferred;
 use super::domain::Domain;
 use super::held::HeldDomains;
+use super::kept::Kept;
+use super::on_commit::OnCommit;
 use super::ring::Ring;
 use crate::heap::Heap;
 use std::ptr;
@@ -34,6 +36,8 @@ pub(super) struct Lists {
     pub(super) quarantine: Ring<QUARANTINE>,
     pub(super) recent: Ring<RECENT>,
     pub(super) defers: Vec<Deferred>,
+    pub(super) on_commit: OnCommit,
+    pub(super) kept: Kept,
 }
 
 impl Lists {

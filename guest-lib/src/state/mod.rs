@@ -3,6 +3,7 @@
 //! States are never unmapped: a ticket may outlive its request, and finds another tag then, or none.
 
 pub(crate) mod budget;
+pub(crate) mod check;
 pub(crate) mod deferred;
 mod deleted;
 mod directory;
@@ -10,9 +11,11 @@ pub(crate) mod domain;
 mod dropped;
 mod held;
 mod joining;
+mod kept;
 mod key;
 mod lists;
 pub(crate) mod members;
+pub(crate) mod on_commit;
 mod pool;
 pub(crate) mod ring;
 pub(crate) mod slots;
@@ -24,9 +27,11 @@ use crate::shared::pkru;
 use deferred::DEFERS_MAX;
 use domain::Domain;
 use joining::CLOSED;
+use kept::Kept;
 use lists::Lists;
 pub(crate) use lists::{QUARANTINE, RECENT};
 use members::Members;
+use on_commit::OnCommit;
 use ring::Ring;
 use std::cell::UnsafeCell;
 use std::ptr;
@@ -118,6 +123,8 @@ impl State {
                 quarantine: Ring::new(),
                 recent: Ring::new(),
                 defers: Vec::with_capacity(DEFERS_MAX),
+                on_commit: OnCommit::new(),
+                kept: Kept::new(),
             }),
             dropped: AtomicPtr::new(ptr::null_mut()),
             next_dropped: AtomicPtr::new(ptr::null_mut()),

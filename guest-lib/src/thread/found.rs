@@ -128,7 +128,11 @@ impl Thread {
 
     /// Has the thread looked at as its next request begins.
     pub(super) fn look_next(&self) {
-        self.pause_tag.set(self.next_tag.get());
+        let next = self.next_tag.get();
+        match self.resume_tag.get() {
+            Some(_) => self.resume_tag.set(Some(next)),
+            None => self.pause_tag.set(next),
+        }
     }
 
     /// The stack that the thread was started with; its addresses.

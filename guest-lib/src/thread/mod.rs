@@ -12,6 +12,7 @@ pub(crate) mod fork;
 mod found;
 pub(crate) mod handler;
 mod interrupts;
+mod kept_arena;
 mod landing;
 mod left;
 pub(crate) mod mutexes;
@@ -26,6 +27,7 @@ pub(crate) mod stack;
 
 pub(crate) use exclusive::REENTRANT;
 pub(crate) use interrupts::{sweep, uninterrupted};
+pub(crate) use kept_arena::Needs;
 pub(crate) use landing::{end_unsuppressed, fail_request};
 pub(crate) use left::LEFT;
 pub(crate) use registry::{current, forget_all, idle, install, keep_failure, of, with_failure};
@@ -87,8 +89,8 @@ struct Marks {
     waited: Cell<u16>,
     /// Instructions that the thread has been single-stepped through in the C library, in this request.
     steps: Cell<u16>,
-    /// The request has a deadline.
-    timed: Cell<bool>,
+    /// The request has a deadline, or its arena is checked as it ends.
+    unusual: Cell<bool>,
     /// The code that was cut short was a signal handler of the server's, which may have interrupted anything.
     in_handler: Cell<bool>,
 }
@@ -128,6 +130,8 @@ pub(crate) struct Thread {
     next_tag: Cell<u64>,
     pause_tag: Cell<u64>,
     end_tag: Cell<u64>,
+    /// What `pause_tag` is while the arena keeps something until the next request begins: that is looked at first.
+    resume_tag: Cell<Option<u64>>,
     /// The state of requests that it begins.
     own: &'static State,
     /// The state of the request that it works for; its own when there is none.

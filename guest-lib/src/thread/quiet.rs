@@ -44,7 +44,7 @@ impl Thread {
             && self.slot.get().is_none()
             && control.tag() == 0
             && crate::shared::held::len(&control) == 0
-            && self.arena.used() == 0
+            && (self.arena.used() == 0 || self.resume_tag.get().is_some())
             && self.own.is_at_rest()
     }
 

@@ -228,6 +228,7 @@ impl Thread {
             next_tag: Cell::new(registration.tags.next),
             pause_tag: Cell::new(registration.tags.next),
             end_tag: Cell::new(registration.tags.end),
+            resume_tag: Cell::new(None),
             own,
             state: Cell::new(own),
             slot: Cell::new(None),

@@ -32,7 +32,7 @@ impl Thread {
         if deadline != 0 {
             // At rest there is none.
             self.deadline.set(deadline);
-            self.marks.timed.set(true);
+            self.marks.unusual.set(true);
         }
         let start = Start {
             tag,
@@ -70,6 +70,9 @@ impl Thread {
     /// What few requests do before they begin.
     #[cold]
     fn pause(&self) -> Result<(), Box<Error>> {
+        if self.empty_arena() && self.next_tag.get() < self.pause_tag.get() {
+            return Ok(());
+        }
         if self.next_tag.get() >= self.end_tag.get() {
             self.fetch_tags()?;
         }
@@ -102,11 +105,13 @@ impl Thread {
 
     /// The thread is at rest: see [`Thread::go_idle`].
     fn attach(&self, state: &'static State, slot: Option<usize>) {
+        self.empty_arena();
         self.look(state.tag(), true);
         self.slot.set(slot);
         self.state.set(state);
         self.deadline.set(state.deadline());
-        self.marks.timed.set(state.deadline() != 0);
+        let is_unusual = state.deadline() != 0 || self.arena.checks_blocks();
+        self.marks.unusual.set(is_unusual);
         self.set_current(self);
         let control = self.control;
         control.set_deadline(state.deadline());
@@ -126,7 +131,7 @@ impl Thread {
         self.deadline.set(0);
         self.alarm.stop();
         self.marks.exclusive.set(false);
-        self.arena.reset();
+        self.end_arena();
     }
 
     /// Ends the request; nothing is held any more, and no other thread has joined it. `kept`: what it wrote
@@ -205,7 +210,7 @@ impl Thread {
         self.marks.checking.set(false);
         self.marks.exclusive.set(false);
         self.marks.landed.set(false);
-        self.marks.timed.set(false);
+        self.marks.unusual.set(false);
     }
 
     /// After [`Thread::end_plain`]: the state of the request may have been another than the thread's own.

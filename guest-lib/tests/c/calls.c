@@ -79,6 +79,8 @@ static int right(vmsrs_request *request, void *argument)
 	CHECK(vmsrs_arena_alloc(request, 1000));
 	CHECK(!vmsrs_arena_alloc(request, 1 << 30));
 	CHECK(!vmsrs_arena_alloc(NULL, 1));
+	CHECK(!memcmp(vmsrs_input(request, "input", 5), "input", 5));
+	CHECK(!vmsrs_input(request, NULL, 5) && !vmsrs_input(NULL, "input", 5));
 	CHECK(pthread_create(&id, NULL, stranger, request) == 0);
 	CHECK(pthread_join(id, NULL) == 0);
 	last = request;
@@ -771,11 +773,16 @@ int main(void)
 	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
 	CHECK(result == 42);
 	CHECK(!vmsrs_arena_alloc(last, 16));
+	CHECK(vmsrs_on_commit(last, undo, &result) == VMSRS_ENOREQUEST);
+	CHECK(vmsrs_keep(last, &result, sizeof(result)) == VMSRS_ENOREQUEST);
+	CHECK(!vmsrs_input(last, &result, sizeof(result)));
+	CHECK(vmsrs_on_commit(NULL, undo, &result) == VMSRS_EINVAL);
+	CHECK(vmsrs_on_commit(last, NULL, &result) == VMSRS_EINVAL);
 	CHECK(vmsrs_run(one, wrong, &kind, &result) == VMSRS_OK);
 	CHECK(result == -5 && undone == 321);
 	options.flags = VMSRS_AUDIT_WHOLE | VMSRS_SEAL;
 	CHECK(vmsrs_run_with(one, &options, right, &one, &result) == VMSRS_OK);
-	options.flags = 4;
+	options.flags = 8;
 	CHECK(vmsrs_run_with(one, &options, right, &one, NULL) == VMSRS_EINVAL);
 
 	CHECK(pthread_create(&id, NULL, thread, NULL) == 0);

@@ -54,6 +54,26 @@ static void results_and_exceptions(vmsrs::domain user)
 		EXPECT(!std::strcmp(error.what(), "no 1"));
 	}
 	EXPECT(undone == 1 && Counted::alive == 0);
+
+	int done = 0;
+	auto later = [&] { done++; };
+	user.run([&](vmsrs::request &request) {
+		request.on_commit(&later);
+		EXPECT(done == 0);
+	});
+	EXPECT(done == 1);
+
+	try {
+		user.run([&](vmsrs::request &request) {
+			request.keep(done);
+			done = 2;
+			request.on_commit(&later);
+			request.fail("this request fails");
+		});
+		EXPECT(false);
+	} catch (const vmsrs::request_failed &) {
+	}
+	EXPECT(done == 1);
 	try {
 		user.run([](vmsrs::request &) { throw not_an_exception{ 5 }; });
 		EXPECT(false);

@@ -18,7 +18,7 @@
 static const unsigned short of_the_library[] = {
 	SYS_clone, SYS_clone3, SYS_close, SYS_exit, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid, SYS_get_robust_list,
 	SYS_getdents64, SYS_getppid, SYS_gettid, SYS_ioctl, SYS_kcmp, SYS_kill, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_pkey_alloc,
-	SYS_pkey_mprotect, SYS_prlimit64, SYS_process_vm_readv, SYS_read, SYS_rseq, SYS_rt_sigaction,
+	SYS_pkey_mprotect, SYS_prlimit64, SYS_process_vm_readv, SYS_process_vm_writev, SYS_read, SYS_rseq, SYS_rt_sigaction,
 	SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_set_robust_list, SYS_sigaltstack, SYS_tgkill,
 	SYS_timer_create, SYS_timer_delete, SYS_timer_settime, SYS_write,
 };
@@ -75,6 +75,13 @@ static int crash(vmsrs_request *request, void *argument)
 	return 0;
 }
 
+static int keep_and_crash(vmsrs_request *request, void *number)
+{
+	check(vmsrs_keep(request, number, sizeof(int)) == VMSRS_OK, "a variable that goes back");
+	*(int *)number = 2;
+	return crash(request, number);
+}
+
 static int call_abort(vmsrs_request *request, void *argument)
 {
 	(void)request;
@@ -92,10 +99,11 @@ static int fan_out(vmsrs_request *request, void *argument)
 
 static void *use(void *argument)
 {
-	int result = 0;
+	int result = 0, number = 1;
 
 	check(vmsrs_run(domain, nothing, NULL, &result) == VMSRS_OK && result == 7, "a request");
 	check(vmsrs_run(domain, crash, NULL, NULL) == VMSRS_EFAILED, "one that crashes");
+	check(vmsrs_run(domain, keep_and_crash, &number, NULL) == VMSRS_EFAILED && number == 1, "one that has kept a variable");
 	check(vmsrs_run(domain, call_abort, NULL, NULL) == VMSRS_EFAILED, "one that aborts");
 	check(vmsrs_run(domain, fan_out, NULL, &result) == VMSRS_OK && !result, "one with pieces");
 	return argument;

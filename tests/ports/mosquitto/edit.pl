@@ -66,18 +66,20 @@ within('log__vprintf', qr/\bdb__messages_easy_queue\(NULL, topic, [^;]*;/, 'brok
 # ---- Packets: read outside, worked on in a request, sent when it is committed
 in_file('lib/packet_mosq.c');
 without($_) for qw(packet__queue packet__write packet__cleanup_all packet__cleanup_all_no_locks);
-within('packet__alloc', qr/\bmosquitto__malloc\(sizeof\(uint8_t\)\*packet->packet_length\)/, 'packet_room(packet->packet_length)');
+within('packet__alloc', qr/\bmosquitto__malloc\(sizeof\(uint8_t\)\*packet->packet_length\)/, 'arena_room(packet->packet_length)');
 within('packet__read', qr/\bhandle__packet\(mosq\)/, 'broker_packet(mosq)');
 for my $file (qw(src/send_auth.c src/send_connack.c src/send_suback.c src/send_unsuback.c lib/send_disconnect.c lib/send_mosq.c
                  lib/send_publish.c)) {
     in_file($file);
-    all(qr/\bmosquitto__calloc\(1, sizeof\(struct mosquitto__packet\)\)/, 'packet_new()');
+    all(qr/\bmosquitto__calloc\(1, sizeof\(struct mosquitto__packet\)\)/, 'arena_zeroed(1, sizeof(struct mosquitto__packet))');
 }
 in_file('lib/net_mosq.c');
 within('net__socket_close', qr/\brc = COMPAT_CLOSE\(mosq->sock\);/, 'connection_close(mosq);');
+within('net__socket_close', qr/^(\t+)(mosq->listener->client_count)--;/m, sub { "$1broker_keep(&$2);\n$1$2--;" });
 in_file('src/net.c');
 within('net__socket_accept', qr/\baccept\(listensock->sock, NULL, 0\)(?=;\s*if\(new_sock == INVALID_SOCKET\))/,
     'connection_accept(listensock->sock)');
+within('net__socket_accept', qr/^(\t)(new_context->listener->client_count)\+\+;/m, sub { "$1broker_keep(&$2);\n$1$2++;" });
 in_file('src/context.c');
 within('context__init', qr/^\tcontext->in_packet\.payload = NULL;\n\tpacket__cleanup\(&context->in_packet\);\n/m, '');
 within('context__init', qr/(?=^\tmosquitto__set_state\()/m, "\tcontext->conn = connection_for(sock);\n");
@@ -94,8 +96,8 @@ within('connect__on_authorised', qr/(HASH_FIND\(hh_id, db\.contexts_by_id, conte
 
 # ---- Memory: all by mosquitto's own functions, but for the levels of a topic, which end with the request
 in_file('src/topic_tok.c');
-within('sub__topic_tokenise', qr/\bmosquitto__strdup\(/, 'scratch_strdup(');
-within('sub__topic_tokenise', qr/\bmosquitto__calloc\(/, 'scratch_zeroed(');
+within('sub__topic_tokenise', qr/\bmosquitto__strdup\(/, 'arena_strdup(');
+within('sub__topic_tokenise', qr/\bmosquitto__calloc\(/, 'arena_zeroed(');
 in_file('lib/property_mosq.c');
 all(qr/(?<![\w>])(?=(?:malloc|calloc|strdup|free)\()/, 'mosquitto__');
 save();

@@ -28,10 +28,23 @@ static bool is_inside(void) {
     return broker_in_request && !broker_outside;
 }
 
+static uintptr_t arena;
+
+void arena_open(void) {
+    /* Rounded down: before the first block are only the library's words. */
+    arena = (uintptr_t)vmsrs_arena_alloc(broker_request, 0) & ~4095ul;
+    if (!arena)
+        vmsrs_fail("no arena");
+}
+
+static bool in_arena(const void *address) {
+    return arena && (uintptr_t)address - arena < ARENA_BYTES;
+}
+
 static size_t size_of(void *block) {
     if (in_domain(block))
         return vmsrs_usable_size(block);
-    return block && !in_scratch(block) ? malloc_usable_size(block) : 0;
+    return block && !in_arena(block) ? malloc_usable_size(block) : 0;
 }
 
 static bool is_too_much(size_t size) {
@@ -89,7 +102,7 @@ void *mosquitto__realloc(void *block, size_t size) {
 }
 
 void mosquitto__free(void *block) {
-    if (!block || in_scratch(block))
+    if (!block || in_arena(block))
         return;
     uncount(block, size_of(block));
     if (in_domain(block))
@@ -105,4 +118,21 @@ char *mosquitto__strdup(const char *text) {
     if (copy)
         memcpy(copy, text, bytes);
     return copy;
+}
+
+void *arena_room(size_t length) {
+    return broker_in_request ? vmsrs_arena_alloc(broker_request, length) : mosquitto__malloc(length);
+}
+
+void *arena_zeroed(size_t count, size_t size) {
+    void *memory = arena_room(count * size);
+
+    return memory ? memset(memory, 0, count * size) : NULL;
+}
+
+char *arena_strdup(const char *text) {
+    size_t bytes = strlen(text) + 1;
+    char *copy = arena_room(bytes);
+
+    return copy ? memcpy(copy, text, bytes) : NULL;
 }

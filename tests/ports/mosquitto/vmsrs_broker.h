@@ -17,24 +17,18 @@ extern bool broker_outside;
 /* Of the last request. */
 extern unsigned long broker_serial;
 
-/* Runs the function as a request; then what it has to send is sent, and what it has closed is closed. */
+/* Runs the function as a request. Once it is committed, what it has to send is sent, and what it has closed is closed. */
 bool request_run(void (*function)(void *argument), void *argument);
 
 static inline bool in_domain(const void *address) {
     return (uintptr_t)address >= DOMAINS_START && (uintptr_t)address < DOMAINS_END;
 }
 
-/* ---- vmsrs_scratch.c: memory of a request outside of domains, between pages that nobody can touch */
+/* ---- memory_mosq.c */
 
-void scratch_init(void);
-bool in_scratch(const void *address);
-/* Copies a packet that was received to where its last byte is followed by a page that nobody can touch. */
-uint8_t *scratch_take_in(const uint8_t *bytes, size_t length);
-void *scratch_alloc(size_t bytes);
-/* Frees all. */
-void scratch_end(void);
-/* Fails the request if bytes behind the packet's were written. */
-void packet_check(const struct mosquitto__packet *packet);
+/* The arena of requests: addresses that a broker of one thread has for good. */
+#define ARENA_BYTES (1ul << 36)
+void arena_open(void);
 
 /* ---- vmsrs_connection.c */
 
@@ -46,9 +40,6 @@ void connection_start(struct mosquitto *context);
 void connection_write(struct connection *connection);
 /* Ends it for the client; its context keeps it, so that its number is not used again. */
 void connection_abandon(struct connection *connection);
-/* Sends what the committed request has queued, and closes what it has closed; or forgets both. */
-void connections_commit(void);
-void connections_discard(void);
 /* Frees connections that are closed: the loop knows of no more events about them. */
 void connections_free(void);
 

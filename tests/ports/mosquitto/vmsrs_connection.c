@@ -28,9 +28,8 @@ struct output {
     uint8_t bytes[];
 };
 
-/* A packet that the request sends, or null for a connection that it closes. */
+/* A packet that the request sends. */
 struct order {
-    struct order *next;
     struct connection *connection;
     struct mosquitto__packet *packet;
 };
@@ -41,8 +40,6 @@ static struct connection nobody = {.sock = INVALID_SOCKET, .in_packet.remaining_
 static struct connection *spare;
 /* Closed, and not freed yet. */
 static struct connection *closed;
-/* Of this request, in scratch memory. */
-static struct order *first, *last;
 
 void connection_prepare(void) {
     if (!spare)
@@ -77,19 +74,24 @@ void connection_start(struct mosquitto *context) {
     spare = NULL;
 }
 
-/* ---- Orders of a request -------------------------------------------------------------------------- */
+/* ---- What a request sends and closes, once it is committed ----------------------------------------- */
+
+static void packet_send(struct connection *connection, const struct mosquitto__packet *packet);
+
+static void send_order(void *argument) {
+    const struct order *order = argument;
+
+    packet_send(order->connection, order->packet);
+}
 
 static void order(struct connection *connection, struct mosquitto__packet *packet) {
-    struct order *one = scratch_alloc(sizeof(*one));
+    struct order *one = vmsrs_arena_alloc(broker_request, sizeof(*one));
 
     if (!one)
         vmsrs_fail("too much to send");
-    *one = (struct order){NULL, connection, packet};
-    if (last)
-        last->next = one;
-    else
-        first = one;
-    last = one;
+    *one = (struct order){connection, packet};
+    if (vmsrs_on_commit(broker_request, send_order, one) != VMSRS_OK)
+        vmsrs_fail("too much to send");
 }
 
 static int pending(const struct connection *connection) {
@@ -109,7 +111,6 @@ int packet__queue(struct mosquitto *context, struct mosquitto__packet *packet) {
 
     if (connection == &nobody)
         return MOSQ_ERR_NO_CONN;
-    packet_check(packet);
     if (broker_in_request && db.config->max_queued_messages > 0 &&
         connection_outputs(context) >= db.config->max_queued_messages) {
         if (!context->is_dropping) {
@@ -119,12 +120,31 @@ int packet__queue(struct mosquitto *context, struct mosquitto__packet *packet) {
         G_MSGS_DROPPED_INC();
         return MOSQ_ERR_SUCCESS;
     }
-    connection->pending = pending(connection) + 1;
-    connection->serial = broker_serial;
-    order(connection, packet);
-    if (!broker_in_request)
-        connections_commit();
+    if (broker_in_request) {
+        connection->pending = pending(connection) + 1;
+        connection->serial = broker_serial;
+        order(connection, packet);
+    } else {
+        packet_send(connection, packet);
+        mosquitto__free(packet->payload);
+        mosquitto__free(packet);
+    }
     return MOSQ_ERR_SUCCESS;
+}
+
+static void close_socket(void *argument) {
+    struct connection *connection = argument;
+
+    close(connection->sock);
+    connection->sock = INVALID_SOCKET;
+    connection->context = NULL;
+    connection->broken = true;
+    connection->closed = true;
+    /* One that was refused in the request that accepted it is still the spare one. */
+    if (connection == spare)
+        return;
+    connection->next_closed = closed;
+    closed = connection;
 }
 
 void connection_close(struct mosquitto *context) {
@@ -133,9 +153,10 @@ void connection_close(struct mosquitto *context) {
     context->conn = &nobody;
     if (connection == &nobody)
         return;
-    order(connection, NULL);
     if (!broker_in_request)
-        connections_commit();
+        close_socket(connection);
+    else if (vmsrs_on_commit(broker_request, close_socket, connection) != VMSRS_OK)
+        vmsrs_fail("too much to close");
 }
 
 /* ---- Sockets -------------------------------------------------------------------------------------- */
@@ -239,36 +260,6 @@ void connection_abandon(struct connection *connection) {
     outputs_drop(connection);
     connection->broken = true;
     connection->closed = true;
-}
-
-void connections_commit(void) {
-    struct order *one = first;
-
-    first = last = NULL;
-    for (; one; one = one->next) {
-        struct connection *connection = one->connection;
-
-        if (one->packet) {
-            packet_send(connection, one->packet);
-            continue;
-        }
-        close(connection->sock);
-        connection->sock = INVALID_SOCKET;
-        connection->context = NULL;
-        connection->broken = true;
-        connection->closed = true;
-        /* One that was refused in the request that accepted it is still the spare one. */
-        if (connection == spare)
-            continue;
-        connection->next_closed = closed;
-        closed = connection;
-    }
-    scratch_end();
-}
-
-void connections_discard(void) {
-    first = last = NULL;
-    scratch_end();
 }
 
 void connections_free(void) {

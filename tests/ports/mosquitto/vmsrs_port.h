@@ -75,6 +75,8 @@ void broker_expire_sessions(void);
 void broker_send_delayed_wills(void);
 void broker_reload_security(void);
 void broker_log(const char *topic, const char *line);
+/* The request changes a count of the configuration, which goes back if it fails. */
+void broker_keep(int *count);
 /* What do_disconnect() does in a request. */
 void disconnect_inside(struct mosquitto *context, int reason);
 
@@ -90,11 +92,10 @@ int connection_outputs(const struct mosquitto *context);
 /* Whether some were waiting before this request. */
 bool connection_is_behind(const struct mosquitto *context);
 
-/* A packet to be sent, and room for its bytes: both end with the request. */
-struct mosquitto__packet *packet_new(void);
-uint8_t *packet_room(size_t length);
-/* Memory that ends with the request, zeroed; mosquitto__free() leaves it as it is. */
-void *scratch_zeroed(size_t count, size_t size);
-char *scratch_strdup(const char *text);
+/* Memory of the request's arena, which is kept until the next one begins; of the heap where there is no request. Zeroed; and for
+ * the bytes of a packet that is sent, which has a red zone behind it. mosquitto__free() takes it all. */
+void *arena_zeroed(size_t count, size_t size);
+char *arena_strdup(const char *text);
+void *arena_room(size_t length);
 
 #endif

@@ -19,8 +19,6 @@ struct root {
     struct root *self;
 };
 
-enum { LISTENERS_MAX = 64 };
-
 struct broker_clock broker_clock;
 static struct mosquitto_db before_open;
 struct mosquitto_db *broker_db = &before_open;
@@ -32,7 +30,6 @@ unsigned long broker_serial;
 void broker_init(void) {
     memset(&before_open, 0, sizeof(before_open));
     before_open.clock = &broker_clock;
-    scratch_init();
 }
 
 /* ---- How a request is run ------------------------------------------------------------------------- */
@@ -70,36 +67,23 @@ static void complain(int code) {
     complains = false;
 }
 
-/* Numbers of clients, which requests change in the configuration. */
-static void clients_copy(int *counts, bool back) {
-    const struct mosquitto__config *config = db.config;
-
-    for (int i = 0; config && i < config->listener_count && i < LISTENERS_MAX; i++) {
-        int *count = &config->listeners[i].client_count;
-
-        if (back)
-            *count = counts[i];
-        else
-            counts[i] = *count;
-    }
+void broker_keep(int *count) {
+    if (broker_in_request && vmsrs_keep(broker_request, count, sizeof(*count)) != VMSRS_OK)
+        vmsrs_fail("too many counts");
 }
 
 bool request_run(void (*function)(void *argument), void *argument) {
+    static const vmsrs_options options = {.flags = VMSRS_KEEP_ARENA, .arena_bytes = ARENA_BYTES};
     struct call what = {function, argument};
-    int clients[LISTENERS_MAX], code, result;
+    int code, result;
 
-    clients_copy(clients, false);
     broker_serial++;
     broker_in_request = true;
-    code = vmsrs_run_with(broker_domain, NULL, call, &what, &result);
+    code = vmsrs_run_with(broker_domain, &options, call, &what, &result);
     broker_in_request = false;
     broker_request = NULL;
-    if (code == VMSRS_OK) {
-        connections_commit();
+    if (code == VMSRS_OK)
         return true;
-    }
-    connections_discard();
-    clients_copy(clients, true);
     complain(code);
     return false;
 }
@@ -130,6 +114,7 @@ static void open_inside(void *argument) {
     struct opening *opening = argument;
     struct root *root = vmsrs_alloc_aligned(broker_domain, sizeof(*root), 4096);
 
+    arena_open();
     if (!root || vmsrs_set_root(broker_domain, root) != VMSRS_OK)
         vmsrs_fail("no memory for the broker");
     root->state = before_open;
@@ -168,7 +153,11 @@ struct packet {
 
 static void packet_inside(void *argument) {
     struct packet *packet = argument;
+    struct mosquitto__packet *in = &packet->context->in_packet;
 
+    /* A length in it that is longer than the packet is found at the first byte. */
+    if (in->payload && !(in->payload = vmsrs_input(broker_request, in->payload, in->remaining_length)))
+        vmsrs_fail("a packet larger than the arena");
     packet->result = handle__packet(packet->context);
 }
 
@@ -205,10 +194,9 @@ int broker_packet(struct mosquitto *context) {
     struct packet packet = {context, MOSQ_ERR_UNKNOWN};
     uint8_t *bytes = in->payload;
 
-    if (bytes)
-        in->payload = scratch_take_in(bytes, in->remaining_length);
     earlier = NULL;
     if (!request_run(packet_inside, &packet)) {
+        in->payload = bytes;
         if (earlier)
             take_over_failed();
         if (context->protocol == mosq_p_mqtt5)

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 
 use crate::Behaviour;
 
+mod after_commit;
 mod audit;
 mod boot_loop;
 mod control_block;
@@ -99,6 +100,7 @@ pub const ALL: &[&Behaviour] = &[
     &random_requests::BEHAVIOUR,
     &propagation::BEHAVIOUR,
     &members::BEHAVIOUR,
+    &after_commit::BEHAVIOUR,
     &mutex::BEHAVIOUR,
     &suspended::BEHAVIOUR,
     &deadlock::BEHAVIOUR,

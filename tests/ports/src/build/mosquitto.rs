@@ -8,17 +8,11 @@ use anyhow::{Context, Result};
 use super::{Recipe, compile, include, linked, make};
 
 /// Our files that are compiled apart, without their ending.
-const PARTS: [&str; 4] = [
-    "vmsrs_connection",
-    "vmsrs_request",
-    "vmsrs_scratch",
-    "vmsrs_server",
-];
+const PARTS: [&str; 3] = ["vmsrs_connection", "vmsrs_request", "vmsrs_server"];
 /// Our files, and where they go.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 8] = [
     ("mosquitto/vmsrs_connection.c", "src/vmsrs_connection.c"),
     ("mosquitto/vmsrs_request.c", "src/vmsrs_request.c"),
-    ("mosquitto/vmsrs_scratch.c", "src/vmsrs_scratch.c"),
     ("mosquitto/vmsrs_broker.h", "src/vmsrs_broker.h"),
     ("mosquitto/vmsrs_port.h", "src/vmsrs_port.h"),
     ("mosquitto/mux_epoll.c", "src/mux_epoll.c"),

@@ -1,0 +1,75 @@
+//! Calling what a request has registered for after its commit.
+
+use super::defer::forget;
+use super::end::abort_process;
+use crate::state::State;
+use crate::state::on_commit::OnCommit;
+use crate::thread::Thread;
+
+/// What a request fails with.
+pub(crate) const DAMAGED: &[u8] = b"the list of what is called after the commit was overwritten";
+
+/// Calls all of them, in order: the request is committed, and the thread has none.
+pub(super) fn call_all(thread: &Thread, state: &State, list: Option<OnCommit>) {
+    let Some(list) = list else {
+        return;
+    };
+    let _held = thread.hold_arena();
+    for place in list
+        .places()
+        .map_or(0..1, |[due, rest]| due.start..rest.end)
+    {
+        match list.take(place) {
+            Some(deferred) => deferred.call(),
+            // It was whole before the commit. The server would believe that it was done.
+            None => abort_process(DAMAGED),
+        }
+    }
+    state.keep_on_commit(list);
+}
+
+/// Drops those that are not due, since the request was not committed, each so that an error in what it owns ends it alone. Returns
+/// how many that has happened to, or are lost since a stray write has changed the list.
+pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
+    let Some(list) = list else {
+        return 0;
+    };
+    let Some([_, rest]) = list.places() else {
+        return 1;
+    };
+    let mut failed = 0;
+    for place in rest {
+        let done = list
+            .take(place)
+            .is_some_and(|deferred| forget(thread, deferred));
+        failed += u32::from(!done);
+    }
+    failed
+}
+
+/// Calls those that are due although the request was not committed at its end.
+pub(crate) fn call_due(thread: &Thread, state: &State, list: Option<OnCommit>) {
+    if let Some(list) = list {
+        let _held = thread.hold_arena();
+        call_each_due(state, list);
+    }
+}
+
+fn call_each_due(state: &State, list: OnCommit) {
+    for place in list.places().map_or(0..0, |[due, _]| due) {
+        if let Some(deferred) = list.take(place) {
+            deferred.call();
+        }
+    }
+    state.keep_on_commit(list);
+}
+
+/// Ends the list of a suspended request that is dropped where nothing can be run on the request stack.
+pub(crate) fn end_here(state: &State, list: Option<OnCommit>) {
+    if let Some(list) = list {
+        for place in list.places().map_or(0..0, |[_, rest]| rest) {
+            drop(list.take(place));
+        }
+        call_each_due(state, list);
+    }
+}

@@ -1,0 +1,303 @@
+//! Bytes outside of domains that go back to what they were when the request has failed.
+//!
+//! The copies are memory of the library that the request could write to by a wrong pointer, so each has a check word: what is not as it
+//! was saved is not copied back.
+
+use super::State;
+use super::check::check_word;
+use super::joining::KEPT;
+use crate::error::Error;
+use crate::os::own_memory;
+use crate::os::region::Region;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Most bytes that one request can keep, with [`OVERHEAD`] for each call.
+pub(crate) const KEPT_MAX: usize = 64 * 1024;
+
+/// Bytes that a call takes besides those that it saves.
+const OVERHEAD: usize = size_of::<Saved>();
+
+/// What is saved: from the end of the memory downwards, while the bytes grow upwards.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Saved {
+    address: u64,
+    size: usize,
+    /// Where its bytes begin.
+    start: usize,
+    check: u64,
+}
+
+/// What a request has saved, in the order of its calls.
+pub(super) struct Kept {
+    /// Mapped when it is first used.
+    memory: Option<Region>,
+    /// The request that it is of.
+    tag: u64,
+    count: usize,
+    /// Bytes that are saved.
+    used: usize,
+    /// Of all that.
+    check: u64,
+}
+
+/// The kernel copies back.
+static CAN_WRITE: AtomicBool = AtomicBool::new(false);
+
+impl Kept {
+    pub(super) fn new() -> Self {
+        let mut this = Self {
+            memory: None,
+            tag: 0,
+            count: 0,
+            used: 0,
+            check: 0,
+        };
+        this.set(0, 0, 0);
+        this
+    }
+
+    fn header_check(&self) -> u64 {
+        let memory = self.memory.as_ref();
+        let memory = memory.map_or(0, |memory| memory.low() as u64);
+        check_word(self.tag, [self.count as u64, self.used as u64, memory])
+    }
+
+    fn set(&mut self, tag: u64, count: usize, used: usize) {
+        (self.tag, self.count, self.used) = (tag, count, used);
+        self.check = self.header_check();
+    }
+
+    fn is_whole(&self) -> bool {
+        self.check == self.header_check()
+    }
+
+    fn is_of(&self, tag: u64) -> bool {
+        self.tag == tag && self.is_whole()
+    }
+
+    fn begin(&mut self, tag: u64) -> Result<(), Error> {
+        if !self.is_whole() {
+            // Nobody knows whose memory this is.
+            std::mem::forget(self.memory.take());
+        }
+        if self.memory.is_none() {
+            self.memory = Some(Region::new(KEPT_MAX)?);
+        }
+        self.set(tag, 0, 0);
+        Ok(())
+    }
+
+    fn place(memory: &Region, number: usize) -> *mut Saved {
+        let end = memory.low().wrapping_add(KEPT_MAX).cast::<Saved>();
+        end.wrapping_sub(number + 1)
+    }
+
+    /// Of a copy, and of its bytes.
+    fn check_of(tag: u64, saved: &Saved, bytes: &[u8]) -> u64 {
+        let word = |part: &[u8]| {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            u64::from_le_bytes(word)
+        };
+        let header = [saved.address, saved.size as u64, saved.start as u64];
+        check_word(tag, header.into_iter().chain(bytes.chunks(8).map(word)))
+    }
+
+    /// Saves bytes. The list is whole.
+    ///
+    /// # Safety
+    ///
+    /// They can be read.
+    unsafe fn save(&mut self, address: *const u8, size: usize) -> Result<(), Error> {
+        let (count, start) = (self.count, self.used);
+        let needed = size.saturating_add((count + 1) * OVERHEAD);
+        let Some(memory) = self.memory.as_ref().filter(|_| needed <= KEPT_MAX - start) else {
+            return Err(Error::Limit("64 KiB of variables that go back"));
+        };
+        let copy = memory.low().wrapping_add(start);
+        // SAFETY: readable by contract, and below the list of what is saved, which has room as checked above.
+        let bytes = unsafe {
+            copy.copy_from_nonoverlapping(address, size);
+            std::slice::from_raw_parts(copy, size)
+        };
+        let mut saved = Saved {
+            address: address as u64,
+            size,
+            start,
+            check: 0,
+        };
+        saved.check = Self::check_of(self.tag, &saved, bytes);
+        // SAFETY: as above.
+        unsafe { Self::place(memory, count).write(saved) };
+        self.set(self.tag, count + 1, start + size);
+        Ok(())
+    }
+
+    /// Copies one back; false if it cannot.
+    fn restore(&self, number: usize) -> bool {
+        let Some(memory) = &self.memory else {
+            return false;
+        };
+        // SAFETY: the list is whole, so it has that many.
+        let saved = unsafe { Self::place(memory, number).read() };
+        let end = saved.start.checked_add(saved.size);
+        if end.is_none_or(|end| end > self.used) {
+            return false;
+        }
+        let copy = memory.low().wrapping_add(saved.start);
+        // SAFETY: inside the memory, by the comparison.
+        let bytes = unsafe { std::slice::from_raw_parts(copy, saved.size) };
+        // SAFETY: what was there when the request asked for this, as the check says.
+        saved.check == Self::check_of(self.tag, &saved, bytes)
+            && unsafe { own_memory::write(saved.address, bytes) }.is_ok()
+    }
+}
+
+/// Asks the kernel once, so that a request is not told that its bytes go back if they cannot.
+fn check_kernel() -> Result<(), Error> {
+    if !CAN_WRITE.load(Ordering::Relaxed) {
+        let mut place = 0u8;
+        // SAFETY: the variable above.
+        let written = unsafe { own_memory::write((&raw mut place) as u64, &[1]) };
+        written.map_err(Error::system("process_vm_writev to the process itself"))?;
+        CAN_WRITE.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+impl State {
+    /// Saves bytes that go back if the request fails. False if a stray write has changed what was saved before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`]; [`Error::System`] if there is no memory, or the kernel cannot copy back.
+    ///
+    /// # Safety
+    ///
+    /// They can be read.
+    pub(crate) unsafe fn keep(&self, address: *const u8, size: usize) -> Result<bool, Error> {
+        check_kernel()?;
+        let (tag, is_first) = (self.tag(), !self.has(KEPT));
+        self.lists(|lists| {
+            let kept = &mut lists.kept;
+            if is_first {
+                kept.begin(tag)?;
+            } else if !kept.is_of(tag) {
+                return Ok(false);
+            }
+            // SAFETY: the caller's.
+            unsafe { kept.save(address, size) }?;
+            Ok(true)
+        })
+        .inspect(|_| self.set(KEPT))
+    }
+
+    /// What was saved so far stays as it is now.
+    pub(crate) fn forget_kept(&self) {
+        self.unset(KEPT);
+    }
+
+    /// Copies everything back, the newest first. Returns how many could not be: their memory is gone, or a stray write has changed
+    /// the copy. Nothing is left for a second time.
+    pub(crate) fn restore_kept(&self) -> u32 {
+        if !self.has(KEPT) {
+            return 0;
+        }
+        let tag = self.tag();
+        let failed = self.lists(|lists| {
+            let kept = &lists.kept;
+            if !kept.is_of(tag) {
+                return 1;
+            }
+            let failed = (0..kept.count)
+                .rev()
+                .filter(|&number| !kept.restore(number));
+            failed.count() as u32
+        });
+        self.forget_kept();
+        failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Domain;
+    use crate::mock::MockBackend;
+    use crate::{RunError, thread};
+    use std::ptr;
+
+    /// A request that keeps two numbers, changes them and fails; what they are then, and how many could not be put back.
+    fn run(domain: &'static Domain, damage: fn(&mut Kept)) -> ([u64; 2], u32) {
+        let mut numbers = [1u64, 2];
+        let place = &raw mut numbers;
+        let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+            for number in 0..2 {
+                // SAFETY: they live longer than the request.
+                unsafe { request.keep(place.cast::<u64>().wrapping_add(number)) }?;
+            }
+            // SAFETY: as above.
+            unsafe { place.write([3, 4]) };
+            let state = thread::current().unwrap().state();
+            state.lists(|lists| damage(&mut lists.kept));
+            request.fail("this request fails")
+        });
+        let Err(RunError::Failed(failure)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert!(thread::of(domain.app()).unwrap().is_at_rest());
+        // SAFETY: the variable above.
+        (unsafe { place.read() }, failure.defers_failed)
+    }
+
+    #[test]
+    fn damaged_copies_are_not_put_back() {
+        let app = MockBackend::app("damaged copies", |hooks| hooks.protects = true);
+        let domain = app.domain("one").unwrap();
+        assert_eq!(run(domain, |_| ()), ([1, 2], 0));
+        let damages: [(fn(&mut Kept), [u64; 2]); 4] = [
+            (|kept| kept.count = 1, [3, 4]),
+            (|kept| kept.tag += 1, [3, 4]),
+            (
+                |kept| {
+                    let copy = kept.memory.as_ref().unwrap().low();
+                    // SAFETY: the first copy; the damage is the test.
+                    unsafe { copy.write(9) };
+                },
+                [3, 2],
+            ),
+            (
+                |kept| {
+                    let memory = kept.memory.as_ref().unwrap();
+                    // SAFETY: two entries; the damage is the test.
+                    unsafe { (*Kept::place(memory, 1)).address += 8 };
+                },
+                [1, 4],
+            ),
+        ];
+        for (number, (damage, after)) in damages.into_iter().enumerate() {
+            let outcome = run(domain, damage);
+            assert_eq!(outcome, (after, 1), "{number}");
+        }
+    }
+
+    #[test]
+    fn copies_of_one_request_have_a_limit() {
+        let app = MockBackend::app("many copies", |hooks| hooks.protects = true);
+        let domain = app.domain("one").unwrap();
+        let bytes = [0u8; KEPT_MAX];
+        let fits = |size: usize| {
+            let outcome = domain.run(|request| {
+                // SAFETY: they live longer than the request.
+                unsafe { request.keep_bytes(ptr::from_ref(&bytes).cast_mut().cast(), size) }
+            });
+            match outcome {
+                Ok(()) => true,
+                Err(RunError::GivenUp(Error::Limit(_))) => false,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(fits(KEPT_MAX - OVERHEAD) && !fits(KEPT_MAX - OVERHEAD + 1));
+    }
+}
