@@ -1,6 +1,7 @@
 //! The `vmsrs` command with wrong input: one sentence with the remedy, a documented exit code, and
 //! nothing left behind.
 
+mod config;
 mod outputs;
 
 use std::fs;
@@ -441,13 +442,10 @@ fn start_vm(place: &Place) -> Option<Child> {
 /// The same with more arguments, and another standard error.
 fn start_vm_with(place: &Place, more: &[&str], stderr: Stdio) -> Option<Child> {
     let kernel = place.file("kernel", &tiny_kernel());
-    let mut vm = place
-        .command(&kernel, &["--json"])
-        .args(more)
-        .stdout(Stdio::piped())
-        .stderr(stderr)
-        .spawn()
-        .unwrap();
+    let mut command = place.command(&kernel, &["--json"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    change(&mut command);
+    let mut vm = command.spawn().unwrap();
     loop {
         if let Some(status) = vm.try_wait().unwrap() {
             assert_eq!(status.code(), Some(MACHINE));

@@ -3,6 +3,7 @@
 //! What can be refused cheaply comes first, and everything that is made undoes itself when it is
 //! dropped, so a start that fails leaves nothing behind.
 
+pub(super) mod config;
 mod console_target;
 mod error;
 mod report;
@@ -47,6 +48,9 @@ Examples:
   In a script, with the report at the end:
     vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
 
+  With the options of a file, and more RAM than that says:
+    vmsrs run --config /etc/vmsrs/web.toml --memory 2G
+
 Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
 3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
 kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
@@ -55,6 +59,10 @@ pub(super) struct Arguments {
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
+    /// File in TOML with a key for each of the other options, named like it; what the command line says
+    /// takes precedence (packaging/vmsrs.toml.example)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
     #[arg(long, value_name = "FILE|FOLDER")]
     initramfs: Option<PathBuf>,
@@ -73,7 +81,15 @@ pub(super) struct Arguments {
     pool: Option<u32>,
     /// Use huge pages of 2M that are reserved on this machine, for RAM, pool and vault. Without it
     /// transparent huge pages are used where the machine allows them
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "true|false",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
     hugepages: bool,
     /// Rate of the background check of sealed pages, in bytes per second; 0 turns it off
     #[arg(long, value_name = "SIZE", default_value = "16M")]
@@ -101,7 +117,15 @@ pub(super) struct Arguments {
     #[command(flatten)]
     target: Target,
     /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "true|false",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
     pub(super) json: bool,
 }
 
