@@ -8,10 +8,11 @@ mod metrics;
 mod run;
 mod scrub;
 mod status;
+mod stop;
 mod text;
 
-use std::io::{self, IsTerminal};
 use std::ffi::OsString;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -20,8 +21,8 @@ use log::LevelFilter;
 
 pub use self::exit::{Exit, Failure};
 pub use self::run::RunError;
-use crate::control::{Client, ClientError, default_path};
 use self::run::config::ConfigFile;
+use crate::control::{Client, ClientError, default_path};
 use crate::output::{self, say};
 
 /// Default name of a VM.
@@ -45,6 +46,7 @@ enum Command {
     Status(status::Arguments),
     Incidents(incidents::Arguments),
     Scrub(scrub::Arguments),
+    Stop(stop::Arguments),
     Metrics(metrics::Arguments),
 }
 
@@ -56,6 +58,7 @@ impl Command {
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
+            Self::Stop(arguments) => arguments.json,
             Self::Metrics(_) => false,
         }
     }
@@ -67,6 +70,7 @@ impl Command {
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
             Self::Scrub(arguments) => scrub::run(&arguments),
+            Self::Stop(arguments) => stop::run(arguments),
             Self::Metrics(arguments) => metrics::run(&arguments),
         }
     }
@@ -124,10 +128,6 @@ pub fn main() -> ExitCode {
     exit
 }
 
-/// Help was asked for, or the command line is invalid.
-fn not_run(error: &clap::Error) -> ExitCode {
-    match error.print() {
-        Err(failed) if !error.use_stderr() && failed.kind() != io::ErrorKind::BrokenPipe => {
 /// Why there are no arguments to run.
 enum Unparsed {
     /// Help was asked for, or the command line is invalid.
@@ -167,6 +167,10 @@ fn parse(line: Vec<OsString>) -> Result<Arguments, Unparsed> {
     Ok(Arguments::from_arg_matches(&matches)?)
 }
 
+/// Help was asked for, or the command line is invalid.
+fn not_run(error: &clap::Error) -> ExitCode {
+    match error.print() {
+        Err(failed) if !error.use_stderr() && failed.kind() != io::ErrorKind::BrokenPipe => {
             say(format_args!("standard output cannot be written: {failed}"));
             Exit::Failure.into()
         }
@@ -192,11 +196,11 @@ fn report(failure: &Failure, json: bool) -> ExitCode {
         // What cannot be written to standard output has been said on standard error.
         let _ = text::write_json(&serde_json::json!({ "error": error, "exit": exit }));
     }
+    failure.exit.into()
 }
 
 fn start_log(verbose: u8) {
     let level = match verbose {
-    failure.exit.into()
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
         2 => LevelFilter::Debug,

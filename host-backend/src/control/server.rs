@@ -323,6 +323,7 @@ mod tests {
             outcome: IncidentOutcome::Recovered,
             app: Some("ledger".into()),
             domain: Some("user-7".into()),
+        pressed: AtomicBool,
             address: Some(0x1000),
         }
     }
@@ -386,6 +387,10 @@ mod tests {
         machine: Arc<Machine>,
         server: Option<Server>,
     }
+
+        fn press_power_button(&self) {
+            self.pressed.store(true, Ordering::Relaxed);
+        }
 
     impl Bench {
         fn new() -> Self {

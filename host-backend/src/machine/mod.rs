@@ -26,7 +26,7 @@ use crate::tally::Tally;
 use crate::vmm::fault::VaultGuard;
 use crate::vmm::irq::Interrupt;
 use crate::vmm::memory::{Layout, MemoryError, for_devices};
-use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
+use crate::vmm::{CrashReport, ExitReason, PowerButton, StopHandle, Vm, VmConfig, VmError};
 
 pub use initramfs::{InitramfsError, load as load_initramfs};
 pub(crate) use operator::RunningVm;
@@ -65,6 +65,7 @@ pub(crate) struct Machine {
     stop: StopHandle,
     regions: Regions,
     addresses: RegionAddresses,
+    power_button: PowerButton,
     recovery: EngineHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
@@ -148,6 +149,7 @@ impl Machine {
             stop,
             regions,
             addresses,
+            power_button: PowerButton::default(),
             recovery: handle,
             network,
             devices,
@@ -161,6 +163,11 @@ impl Machine {
 
     /// The network card's counters, if there is one.
     pub(crate) fn network(&self) -> Option<Arc<NetCounters>> {
+    /// The power button.
+    pub(crate) fn power_button(&self) -> PowerButton {
+        self.power_button.clone()
+    }
+
         self.network.clone()
     }
 
@@ -177,6 +184,7 @@ impl Machine {
         let mut vm = Vm::new(&self.config, self.stop.clone())?;
         let Regions { pool, vault, .. } = &self.regions;
         // No vCPU runs, so nobody reads or writes the pool; after the reset of the device the engine names
+        vm.connect_power_button(&self.power_button)?;
         // none of its frames.
         pool.renew().map_err(MachineError::Pool)?;
         let RegionAddresses {

@@ -14,7 +14,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use super::bus::Bus;
 use super::exit::{CrashReport, ExitReason, StopHandle};
 use super::fault::{Exception, FaultCause, FaultHandler, VcpuContext, Verdict};
-use super::kick::Kicker;
+use super::kick::{self, Kicker};
 use super::memory::GuestRam;
 use super::poison;
 use super::walk::Paging;

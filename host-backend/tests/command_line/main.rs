@@ -670,7 +670,15 @@ fn the_doctor_says_whether_this_machine_can_run_a_guest() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "doctor", "status", "incidents", "scrub", "metrics"] {
+    for command in [
+        "run",
+        "doctor",
+        "status",
+        "incidents",
+        "scrub",
+        "stop",
+        "metrics",
+    ] {
         let output = vmsrs().args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

@@ -45,20 +45,17 @@ Examples:
     vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
         --window 512M --tap tap0,192.168.77.1/24 --console guest.log
 
-  In a script, with the report at the end:
-    vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
-
   With the options of a file, and more RAM than that says:
     vmsrs run --config /etc/vmsrs/web.toml --memory 2G
 
 Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
 3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
 kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
+  In a script, with the report at the end:
+    vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
+
 turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
-    /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
-    #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
     /// File in TOML with a key for each of the other options, named like it; what the command line says
     /// takes precedence (packaging/vmsrs.toml.example)
     #[arg(long, value_name = "FILE")]
@@ -66,6 +63,9 @@ pub(super) struct Arguments {
     /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
     #[arg(long, value_name = "FILE|FOLDER")]
     initramfs: Option<PathBuf>,
+    /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
     /// The guest's RAM, without pool and vault: 64M to 1T; Debian's kernel needs 68M
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
@@ -186,6 +186,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     });
     let server = socket.serve(operator.clone())?;
     let limit = match arguments.on_reboot {
+        power_button: machine.power_button(),
         OnReboot::Restart => Some(arguments.restarts),
         OnReboot::Exit => None,
     };
