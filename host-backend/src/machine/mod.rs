@@ -5,6 +5,7 @@
 //! of one kernel is left to the next.
 
 mod initramfs;
+mod notifier;
 mod operator;
 mod pack;
 mod restart;
@@ -29,6 +30,7 @@ use crate::vmm::memory::{Layout, MemoryError, for_devices};
 use crate::vmm::{CrashReport, ExitReason, PowerButton, StopHandle, Vm, VmConfig, VmError};
 
 pub use initramfs::{InitramfsError, load as load_initramfs};
+pub(crate) use notifier::Notifier;
 pub(crate) use operator::RunningVm;
 pub use pack::PackError;
 pub(crate) use restart::{OnReboot, PERIOD as RESTART_PERIOD, RestartBudget};
@@ -63,9 +65,9 @@ impl From<MemoryError> for MachineError {
 pub(crate) struct Machine {
     config: VmConfig,
     stop: StopHandle,
+    power_button: PowerButton,
     regions: Regions,
     addresses: RegionAddresses,
-    power_button: PowerButton,
     recovery: EngineHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
@@ -147,9 +149,9 @@ impl Machine {
         Ok(Self {
             config,
             stop,
+            power_button: PowerButton::default(),
             regions,
             addresses,
-            power_button: PowerButton::default(),
             recovery: handle,
             network,
             devices,
@@ -161,13 +163,13 @@ impl Machine {
         self.recovery.clone()
     }
 
-    /// The network card's counters, if there is one.
-    pub(crate) fn network(&self) -> Option<Arc<NetCounters>> {
     /// The power button.
     pub(crate) fn power_button(&self) -> PowerButton {
         self.power_button.clone()
     }
 
+    /// The network card's counters, if there is one.
+    pub(crate) fn network(&self) -> Option<Arc<NetCounters>> {
         self.network.clone()
     }
 
@@ -182,9 +184,9 @@ impl Machine {
     /// Makes the VM of the next boot. The VM of the last boot has ended.
     pub(crate) fn power_on(&self) -> Result<Vm, MachineError> {
         let mut vm = Vm::new(&self.config, self.stop.clone())?;
+        vm.connect_power_button(&self.power_button)?;
         let Regions { pool, vault, .. } = &self.regions;
         // No vCPU runs, so nobody reads or writes the pool; after the reset of the device the engine names
-        vm.connect_power_button(&self.power_button)?;
         // none of its frames.
         pool.renew().map_err(MachineError::Pool)?;
         let RegionAddresses {

@@ -133,7 +133,9 @@ impl Vcpu {
                 return self.crash(format!("its control page cannot be mapped: {error}"), None);
             }
         }
+        let pulse = kick::pulse(self.index);
         loop {
+            pulse.beat();
             match self.enter() {
                 Next::Enter => {}
                 Next::Stop(reason) => return reason,

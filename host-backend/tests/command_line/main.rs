@@ -3,6 +3,8 @@
 
 mod config;
 mod outputs;
+mod service;
+mod stop;
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -441,6 +443,13 @@ fn start_vm(place: &Place) -> Option<Child> {
 
 /// The same with more arguments, and another standard error.
 fn start_vm_with(place: &Place, more: &[&str], stderr: Stdio) -> Option<Child> {
+    start_vm_from(place, |command| {
+        command.args(more).stderr(stderr);
+    })
+}
+
+/// The same with a command that is changed.
+fn start_vm_from(place: &Place, change: impl FnOnce(&mut Command)) -> Option<Child> {
     let kernel = place.file("kernel", &tiny_kernel());
     let mut command = place.command(&kernel, &["--json"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

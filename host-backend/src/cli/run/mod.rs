@@ -22,8 +22,11 @@ use super::exit::{Exit, Failure};
 use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
-use crate::machine::{Machine, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs};
+use crate::machine::{
+    Machine, Notifier, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs,
+};
 use crate::output::{self, say};
+use crate::service::ServiceManager;
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
@@ -48,24 +51,24 @@ Examples:
   With the options of a file, and more RAM than that says:
     vmsrs run --config /etc/vmsrs/web.toml --memory 2G
 
-Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
-3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
-kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
   In a script, with the report at the end:
     vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
 
+Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
+3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
+kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
 turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
     /// File in TOML with a key for each of the other options, named like it; what the command line says
     /// takes precedence (packaging/vmsrs.toml.example)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
-    #[arg(long, value_name = "FILE|FOLDER")]
-    initramfs: Option<PathBuf>,
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
+    /// Initramfs: a cpio archive, compressed or not, or a folder that is packed on the fly
+    #[arg(long, value_name = "FILE|FOLDER")]
+    initramfs: Option<PathBuf>,
     /// The guest's RAM, without pool and vault: 64M to 1T; Debian's kernel needs 68M
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: Size,
@@ -183,14 +186,19 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         tallies: machine.tallies(),
         console,
         stop,
+        power_button: machine.power_button(),
     });
     let server = socket.serve(operator.clone())?;
+    let notifier = match ServiceManager::from_environment()? {
+        Some(manager) => Some(Notifier::start(manager, operator.clone())?),
+        None => None,
+    };
     let limit = match arguments.on_reboot {
-        power_button: machine.power_button(),
         OnReboot::Restart => Some(arguments.restarts),
         OnReboot::Exit => None,
     };
     let end = run_boots(&machine, vm, &operator, limit)?;
+    drop(notifier);
     drop(server);
     report::report(&operator, &end, arguments.json)
 }
