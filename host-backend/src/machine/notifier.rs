@@ -38,8 +38,7 @@ impl Notifier {
             .name("notifier".into())
             .spawn(move || {
                 let mut told = Told::default();
-                vitals::ask();
-                while ends.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                loop {
                     // Waits for the engine: if that is never free, nothing is told any more.
                     let look = Look {
                         has_driver: vm.recovery.has_driver(),
@@ -51,6 +50,9 @@ impl Notifier {
                     let message = told.message(look, manager.watchdog().is_some());
                     if !message.is_empty() {
                         manager.tell(&message);
+                    }
+                    if ends.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                        break;
                     }
                 }
                 manager.tell("STOPPING=1\nSTATUS=the VM ends");

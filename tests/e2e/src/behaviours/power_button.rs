@@ -40,7 +40,7 @@ fn host(_: &mut Guest) -> Result<()> {
         .manager(&socket)
         .boot()?;
     let mut told = String::new();
-    let mut hear = |told: &mut String| {
+    let hear = |told: &mut String| {
         let mut message = [0; 4096];
         while let Ok(length) = manager.recv(&mut message) {
             *told += &String::from_utf8_lossy(&message[..length]);
