@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::operator::RunningVm;
 use crate::engine::Engine;
+use crate::sandbox::{self, Role};
 use crate::service::ServiceManager;
 use crate::vitals;
 
@@ -37,9 +38,9 @@ impl Notifier {
         let thread = thread::Builder::new()
             .name("notifier".into())
             .spawn(move || {
+                sandbox::confine(Role::Notifier);
                 let mut told = Told::default();
-                vitals::ask();
-                while ends.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                loop {
                     // Waits for the engine: if that is never free, nothing is told any more.
                     let look = Look {
                         has_driver: vm.recovery.has_driver(),
@@ -51,6 +52,9 @@ impl Notifier {
                     let message = told.message(look, manager.watchdog().is_some());
                     if !message.is_empty() {
                         manager.tell(&message);
+                    }
+                    if ends.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                        break;
                     }
                 }
                 manager.tell("STOPPING=1\nSTATUS=the VM ends");
