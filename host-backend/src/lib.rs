@@ -13,6 +13,7 @@ pub mod host_memory;
 pub mod machine;
 mod output;
 pub mod regions;
+mod sandbox;
 mod service;
 pub mod size;
 pub mod symbols;

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom to the top.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 18] = [
+    "sandbox",
     "output",
     "service",
     "vitals",

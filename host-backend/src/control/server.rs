@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::socket::{BoundSocket, Folder};
 use super::{Operator, Reason, Response, answer, refuse};
+use crate::sandbox::{self, Role};
 use crate::vitals::Pulse;
 
 /// Longest request in bytes.
@@ -92,7 +93,10 @@ impl Reservation {
         let asked = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(ServerError::Thread)?);
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || serve(&self.socket, &thread_quit, &asked, &*operator))
+            .spawn(move || {
+                sandbox::confine(Role::Control);
+                serve(&self.socket, &thread_quit, &asked, &*operator);
+            })
             .map_err(ServerError::Thread)?;
         Ok(Server {
             quit,

@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::DeviceInterrupt;
+use crate::sandbox::{self, Role};
 use crate::vitals::Pulse;
 use crate::vmm::poison;
 
@@ -81,6 +82,7 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(thread_name.clone())
             .spawn(move || {
+                sandbox::confine(Role::Device);
                 let done = poison::guarded(&memory, || {
                     run(name, serve, &interrupt, &Heart::new(thread_name, asked));
                 });

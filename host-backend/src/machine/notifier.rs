@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::operator::RunningVm;
 use crate::engine::Engine;
+use crate::sandbox::{self, Role};
 use crate::service::ServiceManager;
 use crate::vitals;
 
@@ -37,6 +38,7 @@ impl Notifier {
         let thread = thread::Builder::new()
             .name("notifier".into())
             .spawn(move || {
+                sandbox::confine(Role::Notifier);
                 let mut told = Told::default();
                 loop {
                     // Waits for the engine: if that is never free, nothing is told any more.

@@ -18,6 +18,7 @@ use super::kick::{self, Kicker};
 use super::memory::GuestRam;
 use super::poison;
 use super::walk::Paging;
+use crate::sandbox::{self, Role};
 
 /// Why a guest dies whose own RAM is broken.
 const BROKEN_MEMORY: &str = "it touched memory that the hardware reports as broken";
@@ -117,6 +118,7 @@ impl Vcpu {
 
     /// Runs the guest until it ends or is stopped. Every way out of here stops the VM.
     pub(crate) fn run(mut self) {
+        sandbox::confine(Role::Vcpu);
         let stop = self.shared.stop.clone();
         // A defect of a device must not leave the VM waiting for this vCPU.
         let end = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_end()));

@@ -3,6 +3,7 @@
 
 mod config;
 mod outputs;
+mod sandbox;
 mod service;
 mod stop;
 

@@ -10,7 +10,9 @@ mod view;
 mod sample;
 
 use std::fs;
+use std::panic;
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::Context;
 
@@ -19,6 +21,7 @@ use super::status::unexpected;
 use super::text::{write_json, write_text};
 use super::{Exit, Failure, Target};
 use crate::control::{Request, Response};
+use crate::sandbox::{self, Files, Role};
 use crate::symbols::SymbolFiles;
 
 /// List what failed in a running VM, or show one incident in full
@@ -65,8 +68,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     // A folder that is not there is said before anybody is asked.
-    let files =
-        SymbolFiles::new(&arguments.symbols).map_err(|error| Failure::new(Exit::Usage, error))?;
+    sandbox::enable(Files {
+        symbols: arguments.symbols.clone(),
+        ..Files::default()
+    })
+    .map_err(|error| Failure::new(Exit::Machine, error))?;
+    let files = confined(|| SymbolFiles::new(&arguments.symbols))
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut client = arguments.target.connect()?;
     match arguments.id {
         None => match client.ask(Request::Incidents {})? {
@@ -79,7 +87,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         },
         Some(id) => match client.ask(Request::Incident { id })? {
             Response::Incident(detail) => {
-                let view = IncidentView::new(*detail, &files);
+                let view = confined(|| IncidentView::new(*detail, &files));
                 if arguments.json {
                     write_json(&view)?;
                 } else if arguments.html.is_some() {
@@ -92,6 +100,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         },
     }
     Ok(Exit::Ok)
+}
+
+/// Runs `work`, which reads what the guest has chosen, in a thread that can do nothing else.
+fn confined<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let confined = || {
+        sandbox::confine(Role::Symbolizer);
+        work()
+    };
+    let result = thread::scope(|scope| scope.spawn(confined).join());
+    result.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
 fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {

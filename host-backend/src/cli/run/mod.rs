@@ -26,6 +26,7 @@ use crate::machine::{
     Machine, Notifier, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs,
 };
 use crate::output::{self, say};
+use crate::sandbox::{self, Files, Role};
 use crate::service::ServiceManager;
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
@@ -117,6 +118,9 @@ pub(super) struct Arguments {
     /// Maximum number of restarts within 60 seconds; if the guest needs more, the VM ends
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     restarts: u32,
+    /// Whether threads that work for the guest keep only the system calls and files that they need
+    #[arg(long, value_name = "MODE", default_value = "on")]
+    sandbox: SandboxMode,
     #[command(flatten)]
     target: Target,
     /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
@@ -132,6 +136,15 @@ pub(super) struct Arguments {
     pub(super) json: bool,
 }
 
+/// Whether the threads of the VM are confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum SandboxMode {
+    /// They can do what they need
+    On,
+    /// They can do what the user can, for comparison
+    Off,
+}
+
 /// Assembles the VM, runs it, reports.
 pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let engine = sizes::check(&arguments)?;
@@ -143,12 +156,23 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .transpose()?;
     // Before there is anything to undo, and before the first thread, since threads inherit it.
     let termination = Termination::block()?;
+    let socket_path = arguments.target.path()?;
+    match arguments.sandbox {
+        SandboxMode::On => sandbox::enable(Files {
+            socket: Some(socket_path.clone()),
+            ..Files::default()
+        })
+        .map_err(|error| Failure::new(Exit::Machine, error))?,
+        SandboxMode::Off => log::warn!(
+            "the sandbox is off: whoever takes this process over has all rights of its user"
+        ),
+    }
     output::relay_stderr()?;
     let folder = match arguments.target.socket {
         Some(_) => Folder::MustExist,
         None => Folder::MayBeMade,
     };
-    let socket = Server::reserve(&arguments.target.path()?, folder)?;
+    let socket = Server::reserve(&socket_path, folder)?;
     let tap = match &arguments.tap {
         Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
         None => None,
@@ -197,7 +221,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         OnReboot::Restart => Some(arguments.restarts),
         OnReboot::Exit => None,
     };
-    let end = run_boots(&machine, vm, &operator, limit)?;
+    let is_fit_kvm = doctor::has_second_level_paging();
+    sandbox::confine(Role::Main);
+    let end = run_boots(&machine, vm, &operator, limit, is_fit_kvm)?;
     drop(notifier);
     drop(server);
     report::report(&operator, &end, arguments.json)
@@ -214,19 +240,20 @@ struct End {
 }
 
 /// Runs `vm`, and the guest's next boots as long as it goes down by itself and `limit` (restarts in
-/// a period, if there are to be any) allows.
+/// a period, if there are to be any) allows. A KVM that is not fit has no second-level page tables.
 fn run_boots(
     machine: &Machine,
     mut vm: Vm,
     operator: &RunningVm,
     limit: Option<u32>,
+    is_fit_kvm: bool,
 ) -> Result<End, Failure> {
     let mut budget = limit.map(RestartBudget::new);
     loop {
         let reason = vm.run()?;
         machine.power_off(&reason);
         let mut end = End {
-            unfit_kvm: is_unfit_kvm(&reason),
+            unfit_kvm: !is_fit_kvm && is_given_up_by_kvm(&reason),
             reason,
             gave_up_after: None,
         };
@@ -250,9 +277,8 @@ fn run_boots(
     }
 }
 
-/// Whether the guest ended because of a KVM that cannot run stock guests: it interprets parts of
-/// them, and met an instruction that it does not know.
-fn is_unfit_kvm(reason: &ExitReason) -> bool {
+/// Whether the guest ended because KVM gave up. One that interprets parts of guests does so at an instruction that it
+/// does not know.
+fn is_given_up_by_kvm(reason: &ExitReason) -> bool {
     matches!(reason, ExitReason::Crash(report) if report.internal_error)
-        && !doctor::has_second_level_paging()
 }
