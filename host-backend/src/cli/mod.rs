@@ -161,7 +161,7 @@ fn parse(line: Vec<OsString>) -> Result<Arguments, Unparsed> {
             failure: error.into(),
             json: run.get_one("json") == Some(&true),
         })?;
-        command = command.mut_subcommand("run", |run| file.as_defaults_of(run));
+        command = command.mut_subcommand("run", |run| file.set_defaults(run));
     }
     let matches = command.try_get_matches_from(line)?;
     Ok(Arguments::from_arg_matches(&matches)?)

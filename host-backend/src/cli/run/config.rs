@@ -136,7 +136,7 @@ impl ConfigFile {
     }
 
     /// `run`, the description of the command, with the file's values as its defaults.
-    pub(crate) fn as_defaults_of(self, run: Command) -> Command {
+    pub(crate) fn set_defaults(self, run: Command) -> Command {
         self.values.into_iter().fold(run, |run, (name, value)| {
             let id = key_of(&run, &name).map(|arg| arg.get_id().to_string());
             match id {
@@ -291,7 +291,7 @@ mod tests {
         let text =
             b"kernel = \"k\"\nvcpus = 4\nmemory = \"1G\"\nhugepages = true\non-reboot = \"exit\"";
         let file = ConfigFile::parse(text).unwrap();
-        let run = file.as_defaults_of(run());
+        let run = file.set_defaults(run());
         let line = ["run", "--vcpus", "2", "--hugepages=false"];
         let matches = run.try_get_matches_from(line).unwrap();
         assert_eq!(matches.get_one("kernel"), Some(&PathBuf::from("k")));
