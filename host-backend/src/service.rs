@@ -15,30 +15,24 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The service manager that waits for messages.
 #[derive(Debug)]
 pub(crate) struct ServiceManager {
+    /// Connected to the manager.
     socket: UnixDatagram,
-    address: SocketAddr,
     watchdog: Option<Duration>,
 }
 
 impl ServiceManager {
-    /// The manager that the environment names, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// Fails when its address is invalid, or the system has no socket left.
-    pub(crate) fn from_environment() -> io::Result<Option<Self>> {
-        let Some(path) = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
-            return Ok(None);
-        };
+    /// The manager that the environment names, if there is one. One that cannot be reached is none, with a warning.
+    pub(crate) fn from_environment() -> Option<Self> {
+        let path = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty())?;
         let variable = |name| env::var(name).ok();
         let watchdog = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Some(Self {
-            socket,
-            address: address(&path)?,
-            watchdog,
-        }))
+        match connect(&path) {
+            Ok(socket) => Some(Self { socket, watchdog }),
+            Err(error) => {
+                log::warn!("the service manager of NOTIFY_SOCKET cannot be reached: {error}");
+                None
+            }
+        }
     }
 
     /// The time after which the manager ends this process unless it gets `WATCHDOG=1`, if it does that.
@@ -48,10 +42,18 @@ impl ServiceManager {
 
     /// Sends a message: lines of `NAME=VALUE`. A manager that is gone changes nothing.
     pub(crate) fn tell(&self, message: &str) {
-        if let Err(error) = self.socket.send_to_addr(message.as_bytes(), &self.address) {
+        if let Err(error) = self.socket.send(message.as_bytes()) {
             log::debug!("the service manager is not told: {error}");
         }
     }
+}
+
+/// A socket for messages to the manager at `path`. It is connected, so that its thread needs no right to send elsewhere.
+fn connect(path: &OsString) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect_addr(&address(path)?)?;
+    Ok(socket)
 }
 
 /// The address that the variable has: a path, or `@` and an abstract name.
@@ -103,8 +105,7 @@ mod tests {
         let path = place.path().join("notify");
         let receiver = UnixDatagram::bind(&path).unwrap();
         let manager = ServiceManager {
-            socket: UnixDatagram::unbound().unwrap(),
-            address: address(&path.into()).unwrap(),
+            socket: connect(&path.into()).unwrap(),
             watchdog: None,
         };
         manager.tell("READY=1\nSTATUS=running");

@@ -99,6 +99,10 @@ fn rules(role: Role) -> Result<Rules, BackendError> {
         Role::Main => add(&mut rules, libc::SYS_openat, &[&reading, &kvm])?,
         _ => add(&mut rules, libc::SYS_openat, &[&reading])?,
     }
+    if rules.contains_key(&libc::SYS_sendto) {
+        // To whom the socket is connected, and to nobody else.
+        add(&mut rules, libc::SYS_sendto, &[&[Check::null(4)]])?;
+    }
     if rules.contains_key(&libc::SYS_clone) {
         add(&mut rules, libc::SYS_clone, &[&[Check::thread()]])?;
     }
@@ -145,6 +149,15 @@ impl Check {
         }
     }
 
+    /// It is a null pointer.
+    fn null(argument: u8) -> Self {
+        Self {
+            argument,
+            mask: u64::MAX,
+            value: 0,
+        }
+    }
+
     /// The flags of `clone` are those of a thread.
     fn thread() -> Self {
         let namespaces = libc::CLONE_NEWNS
@@ -172,8 +185,11 @@ impl Check {
     }
 
     fn condition(self) -> Result<SeccompCondition, BackendError> {
-        // The kernel looks at 32 bits of all of these.
-        let length = SeccompCmpArgLen::Dword;
+        // The kernel looks at 32 bits of arguments that are no pointers.
+        let length = match self.mask {
+            u64::MAX => SeccompCmpArgLen::Qword,
+            _ => SeccompCmpArgLen::Dword,
+        };
         let operator = SeccompCmpOp::MaskedEq(self.mask);
         SeccompCondition::new(self.argument, length, operator, self.value)
     }

@@ -213,10 +213,9 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         power_button: machine.power_button(),
     });
     let server = socket.serve(operator.clone())?;
-    let notifier = match ServiceManager::from_environment()? {
-        Some(manager) => Some(Notifier::start(manager, operator.clone())?),
-        None => None,
-    };
+    let notifier = ServiceManager::from_environment()
+        .map(|manager| Notifier::start(manager, operator.clone()))
+        .transpose()?;
     let limit = match arguments.on_reboot {
         OnReboot::Restart => Some(arguments.restarts),
         OnReboot::Exit => None,
