@@ -10,10 +10,9 @@ mod view;
 #[cfg(test)]
 mod sample;
 
-use std::fs;
-use std::panic;
-use std::path::PathBuf;
-use std::thread;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -73,13 +72,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     // A folder that is not there is said before anybody is asked.
-    sandbox::enable(Files {
-        symbols: arguments.symbols.clone(),
-        ..Files::default()
-    })
-    .map_err(|error| Failure::new(Exit::Machine, error))?;
-    let files = confined(|| SymbolFiles::new(&arguments.symbols))
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    let files =
+        SymbolFiles::new(&arguments.symbols).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut client = arguments.target.connect()?;
     if arguments.follow {
         return follow::follow(&mut client, arguments.json);
@@ -88,18 +82,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         None => match client.ask(Request::Incidents {})? {
             Response::Incidents(list) if arguments.json => write_json(&list)?,
             Response::Incidents(list) => match &arguments.html {
-                Some(_) => write_page(arguments, &page::list(&list))?,
+                Some(path) => write_page(open_page(path)?, &page::list(&list))?,
                 None => write_text(&list::describe(&list))?,
             },
             _ => return Err(unexpected()),
         },
         Some(id) => match client.ask(Request::Incident { id })? {
             Response::Incident(detail) => {
-                let view = confined(|| IncidentView::new(*detail, &files));
+                let page = arguments.html.as_deref().map(open_page).transpose()?;
+                // From here on this process reads what the guest has chosen.
+                sandbox::enable(Files {
+                    symbols: arguments.symbols.clone(),
+                    ..Files::default()
+                })
+                .map_err(|error| Failure::new(Exit::Machine, error))?;
+                sandbox::confine(Role::Symbolizer);
+                let view = IncidentView::new(*detail, &files);
                 if arguments.json {
                     write_json(&view)?;
-                } else if arguments.html.is_some() {
-                    write_page(arguments, &page::incident(&view))?;
+                } else if let Some(page) = page {
+                    write_page(page, &page::incident(&view))?;
                 } else {
                     write_text(&detail::describe(&view, arguments.full))?;
                 }
@@ -110,24 +112,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Runs `work`, which reads what the guest has chosen, in a thread that can do nothing else.
-fn confined<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let confined = || {
-        sandbox::confine(Role::Symbolizer);
-        work()
-    };
-    let result = thread::scope(|scope| scope.spawn(confined).join());
-    result.unwrap_or_else(|panic| panic::resume_unwind(panic))
-}
-
-fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
-    let Some(path) = &arguments.html else {
-        return Ok(());
-    };
+/// Opens the file of a page; `None` for standard output.
+fn open_page(path: &Path) -> Result<Option<File>, Failure> {
     if path.as_os_str() == "-" {
-        return Ok(write_text(page)?);
+        return Ok(None);
     }
-    fs::write(path, page)
+    File::create(path)
+        .map(Some)
         .with_context(|| format!("cannot write {}: give another --html", path.display()))
         .map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn write_page(file: Option<File>, page: &str) -> Result<(), Failure> {
+    match file {
+        None => write_text(page)?,
+        Some(mut file) => file
+            .write_all(page.as_bytes())
+            .context("cannot write the page: give another --html")
+            .map_err(|error| Failure::new(Exit::Usage, error))?,
+    }
+    Ok(())
 }
