@@ -13,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::sandbox::{self, Role};
+
 /// Bytes that wait for their target, at most.
 const ROOM: usize = 1 << 20;
 
@@ -72,9 +74,10 @@ impl Relay {
         let owner = Owner {
             shared: shared.clone(),
         };
-        thread::Builder::new()
-            .name(name.into())
-            .spawn(move || shared.write_to(target))?;
+        thread::Builder::new().name(name.into()).spawn(move || {
+            sandbox::confine(Role::Stream);
+            shared.write_to(target);
+        })?;
         Ok(Self {
             owner: Arc::new(owner),
         })

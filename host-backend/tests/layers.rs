@@ -4,8 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom to the top.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 18] = [
+    "sandbox",
     "output",
+    "service",
+    "vitals",
     "cgroup",
     "size",
     "tally",

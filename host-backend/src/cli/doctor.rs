@@ -15,6 +15,7 @@ use super::memory::HostMemory;
 use super::text::{write_json, write_text};
 use super::{Exit, Failure};
 use crate::host_memory::{HUGE_PAGE, HUGE_PAGE_FOLDER};
+use crate::sandbox;
 use crate::size::Size;
 
 /// Check whether this machine can run a stock guest, and report what is missing
@@ -187,12 +188,35 @@ impl Machine {
             self.memory(planned),
             self.transparent_huge_pages(),
             self.huge_pages(planned),
+            self.system_call_filters(),
+            file_rules(),
         ];
         Report {
             can_run: checks
                 .iter()
                 .all(|check| check.state != CheckState::Missing),
             checks,
+        }
+    }
+
+    /// Whether the kernel can stop system calls that a thread does not need.
+    fn system_call_filters(&self) -> Check {
+        let actions = self.root.join("proc/sys/kernel/seccomp/actions_avail");
+        let actions = fs::read_to_string(actions).unwrap_or_default();
+        let present = actions.split_whitespace().any(|action| action == "trap");
+        let (found, remedy) = match present {
+            true => ("supported", ""),
+            false => (
+                "not supported: system calls are not restricted",
+                "use Linux with CONFIG_SECCOMP_FILTER",
+            ),
+        };
+        Check {
+            id: "seccomp",
+            name: "sandbox: filters of system calls",
+            state: CheckState::optional(present),
+            found: found.to_owned(),
+            remedy: remedy.to_owned(),
         }
     }
 
@@ -527,6 +551,24 @@ fn fault_information(system: Option<&Kvm>) -> Check {
             "optional; available since Linux 6.8"
         }
         .to_owned(),
+    }
+}
+
+fn file_rules() -> Check {
+    let version = sandbox::landlock_version();
+    let (found, remedy) = match version {
+        0 => (
+            "not supported: files are not restricted".to_owned(),
+            "use Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK, and `landlock` in its parameter lsm=",
+        ),
+        version => (format!("version {version}"), ""),
+    };
+    Check {
+        id: "landlock",
+        name: "sandbox: rules for files (landlock)",
+        state: CheckState::optional(version != 0),
+        found,
+        remedy: remedy.to_owned(),
     }
 }
 

@@ -39,6 +39,8 @@ exits! {
     NotFound = 8: "no incident with that number, or no app or domain with that name",
     /// The content of sealed pages is lost.
     Damaged = 9: "the content of sealed pages is lost",
+    /// The guest did not turn itself off in time, and runs on.
+    TimedOut = 10: "the guest did not turn itself off in time",
 }
 
 impl From<Exit> for ExitCode {

@@ -8,17 +8,20 @@ mod metrics;
 mod run;
 mod scrub;
 mod status;
+mod stop;
 mod text;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 
 pub use self::exit::{Exit, Failure};
 pub use self::run::RunError;
+use self::run::config::ConfigFile;
 use crate::control::{Client, ClientError, default_path};
 use crate::output::{self, say};
 
@@ -43,6 +46,7 @@ enum Command {
     Status(status::Arguments),
     Incidents(incidents::Arguments),
     Scrub(scrub::Arguments),
+    Stop(stop::Arguments),
     Metrics(metrics::Arguments),
 }
 
@@ -54,6 +58,7 @@ impl Command {
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
+            Self::Stop(arguments) => arguments.json,
             Self::Metrics(_) => false,
         }
     }
@@ -65,6 +70,7 @@ impl Command {
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
             Self::Scrub(arguments) => scrub::run(&arguments),
+            Self::Stop(arguments) => stop::run(arguments),
             Self::Metrics(arguments) => metrics::run(&arguments),
         }
     }
@@ -113,12 +119,52 @@ impl From<ClientError> for Failure {
 
 /// The program: parses the command line, runs the command and reports the result.
 pub fn main() -> ExitCode {
-    let exit = match Arguments::try_parse() {
+    let exit = match parse(std::env::args_os().collect()) {
         Ok(arguments) => execute(arguments),
-        Err(error) => not_run(&error),
+        Err(Unparsed::CommandLine(error)) => not_run(&error),
+        Err(Unparsed::ConfigFile { failure, json }) => report(&failure, json),
     };
     output::finish_stderr();
     exit
+}
+
+/// Why there are no arguments to run.
+enum Unparsed {
+    /// Help was asked for, or the command line is invalid.
+    CommandLine(clap::Error),
+    /// The configuration file that it names is invalid.
+    ConfigFile {
+        failure: Failure,
+        /// Errors are wanted in JSON too.
+        json: bool,
+    },
+}
+
+impl From<clap::Error> for Unparsed {
+    fn from(error: clap::Error) -> Self {
+        Self::CommandLine(error)
+    }
+}
+
+/// The arguments on the command line, and in the configuration file that it may name.
+fn parse(line: Vec<OsString>) -> Result<Arguments, Unparsed> {
+    let mut command = Arguments::command();
+    // The file may have what the command line lacks.
+    let lenient = command
+        .clone()
+        .mut_subcommand("run", run::config::without_requirements);
+    let matches = lenient.try_get_matches_from(&line)?;
+    if let Some(run) = matches.subcommand_matches("run")
+        && let Some(path) = run.get_one::<PathBuf>("config")
+    {
+        let file = ConfigFile::read(path).map_err(|error| Unparsed::ConfigFile {
+            failure: error.into(),
+            json: run.get_one("json") == Some(&true),
+        })?;
+        command = command.mut_subcommand("run", |run| file.set_defaults(run));
+    }
+    let matches = command.try_get_matches_from(line)?;
+    Ok(Arguments::from_arg_matches(&matches)?)
 }
 
 /// Help was asked for, or the command line is invalid.
@@ -138,17 +184,19 @@ fn execute(arguments: Arguments) -> ExitCode {
     let json = arguments.command.json();
     match arguments.command.execute() {
         Ok(exit) => exit.into(),
-        Err(failure) => {
-            say(format_args!("{failure}"));
-            if json {
-                let error = failure.to_string();
-                let exit = failure.exit as u8;
-                // What cannot be written to standard output has been said on standard error.
-                let _ = text::write_json(&serde_json::json!({ "error": error, "exit": exit }));
-            }
-            failure.exit.into()
-        }
+        Err(failure) => report(&failure, json),
     }
+}
+
+fn report(failure: &Failure, json: bool) -> ExitCode {
+    say(format_args!("{failure}"));
+    if json {
+        let error = failure.to_string();
+        let exit = failure.exit as u8;
+        // What cannot be written to standard output has been said on standard error.
+        let _ = text::write_json(&serde_json::json!({ "error": error, "exit": exit }));
+    }
+    failure.exit.into()
 }
 
 fn start_log(verbose: u8) {
@@ -176,8 +224,6 @@ fn start_log(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

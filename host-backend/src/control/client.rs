@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::process::VmProcess;
 use super::{Refusal, Request, Response, socket};
 
 /// Longest time to wait for a VM.
@@ -70,6 +71,15 @@ impl Client {
         Ok(Self {
             stream: BufReader::new(stream),
         })
+    }
+
+    /// The process of the VM.
+    ///
+    /// # Errors
+    ///
+    /// Fails when it is not visible to this one, as from another container.
+    pub fn process(&self) -> io::Result<VmProcess> {
+        VmProcess::of_peer(self.stream.get_ref())
     }
 
     /// Sends a request and waits for its response, at most 10 seconds at a time.

@@ -6,6 +6,7 @@
 
 mod client;
 mod facts;
+mod process;
 mod server;
 pub(crate) mod snapshot;
 mod socket;
@@ -18,6 +19,7 @@ pub use self::facts::{
     EngineStatus, GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
     LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
 };
+pub use self::process::VmProcess;
 pub use self::server::{Reservation, Server, ServerError};
 pub use self::socket::{Folder, PathError, default_path, sockets};
 use crate::devices::net::NetCounts;
@@ -50,7 +52,9 @@ pub enum Request {
         /// Where to go on, or the beginning.
         from: Option<Position>,
     },
-    /// End the VM.
+    /// Press the power button, which asks the guest to turn itself off.
+    PowerButton {},
+    /// End the VM at once.
     Stop {},
 }
 
@@ -67,6 +71,8 @@ pub enum Response {
     Incident(Box<IncidentDetail>),
     /// To [`Request::Scrub`].
     Scrub(ScrubStep),
+    /// To [`Request::PowerButton`]: the guest may react, or not.
+    Pressed,
     /// To [`Request::Stop`]: the VM is about to end.
     Stopping,
     /// The request was not carried out.
@@ -164,6 +170,8 @@ pub trait Operator: Send + Sync {
         domain: Option<&str>,
         from: Option<Position>,
     ) -> Option<ScrubStep>;
+    /// Presses the power button; returns at once.
+    fn press_power_button(&self);
     /// Ends the VM; returns at once.
     fn stop(&self);
 }
@@ -196,6 +204,10 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
                     "there is no such app, or no such domain in it",
                 ),
             }
+        }
+        Ok(Request::PowerButton {}) => {
+            operator.press_power_button();
+            Response::Pressed
         }
         Ok(Request::Stop {}) => {
             operator.stop();
@@ -233,6 +245,7 @@ mod tests {
                 },
                 r#"{"request":"scrub","app":"ledger","domain":null,"from":null}"#,
             ),
+            (Request::PowerButton {}, r#"{"request":"power-button"}"#),
             (Request::Stop {}, r#"{"request":"stop"}"#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);
@@ -258,6 +271,8 @@ mod tests {
 
     #[test]
     fn responses_have_the_documented_form() {
+        let json = serde_json::to_string(&Response::Pressed).unwrap();
+        assert_eq!(json, r#"{"response":"pressed"}"#);
         let json = serde_json::to_string(&Response::Stopping).unwrap();
         assert_eq!(json, r#"{"response":"stopping"}"#);
         let json = serde_json::to_string(&refuse(Reason::NoSuchIncident, "no")).unwrap();

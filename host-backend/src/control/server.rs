@@ -14,6 +14,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::socket::{BoundSocket, Folder};
 use super::{Operator, Reason, Response, answer, refuse};
+use crate::sandbox::{self, Role};
+use crate::vitals::Pulse;
 
 /// Longest request in bytes.
 const REQUEST_MAX: usize = 4096;
@@ -88,9 +90,13 @@ impl Reservation {
     pub fn serve(self, operator: Arc<dyn Operator>) -> Result<Server, ServerError> {
         let quit = EventFd::new(EFD_NONBLOCK).map_err(ServerError::Thread)?;
         let thread_quit = quit.try_clone().map_err(ServerError::Thread)?;
+        let asked = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(ServerError::Thread)?);
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || serve(&self.socket, &thread_quit, &*operator))
+            .spawn(move || {
+                sandbox::confine(Role::Control);
+                serve(&self.socket, &thread_quit, &asked, &*operator);
+            })
             .map_err(ServerError::Thread)?;
         Ok(Server {
             quit,
@@ -117,10 +123,14 @@ struct Connection {
     closing: bool,
 }
 
-fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
+fn serve(socket: &BoundSocket, quit: &EventFd, asked: &Arc<EventFd>, operator: &dyn Operator) {
+    let event = asked.clone();
+    // An event that cannot be counted is pending.
+    let pulse = Pulse::new("control", move || drop(event.write(1)));
     let mut connections: Vec<Connection> = Vec::new();
     let mut accepting = true;
     loop {
+        pulse.beat();
         let listener = match accepting {
             true => socket.listener.as_raw_fd(),
             // Ignored by poll().
@@ -129,6 +139,7 @@ fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
         let mut fds = vec![
             poll_for(quit.as_raw_fd(), libc::POLLIN),
             poll_for(listener, libc::POLLIN),
+            poll_for(asked.as_raw_fd(), libc::POLLIN),
         ];
         fds.extend(connections.iter().map(Connection::poll));
         let timeout = match (accepting, connections.is_empty()) {
@@ -149,7 +160,11 @@ fn serve(socket: &BoundSocket, quit: &EventFd, operator: &dyn Operator) {
             }
             return;
         }
-        for (connection, fd) in connections.iter_mut().zip(&fds[2..]) {
+        if fds[2].revents != 0 {
+            // It was zero already if that fails.
+            let _ = asked.read();
+        }
+        for (connection, fd) in connections.iter_mut().zip(&fds[3..]) {
             if fd.revents != 0 {
                 connection.advance(operator);
             }
@@ -312,6 +327,7 @@ mod tests {
 
     #[derive(Default)]
     struct Machine {
+        pressed: AtomicBool,
         stopped: AtomicBool,
     }
 
@@ -374,6 +390,10 @@ mod tests {
                 pages: 7,
                 next: from,
             })
+        }
+
+        fn press_power_button(&self) {
+            self.pressed.store(true, Ordering::Relaxed);
         }
 
         fn stop(&self) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use virtio_queue::Error as QueueError;
@@ -10,17 +11,22 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::DeviceInterrupt;
+use crate::sandbox::{self, Role};
+use crate::vitals::Pulse;
 use crate::vmm::poison;
 
-/// Token of the event that ends the thread; a device's own are below it.
+/// Token of the event that ends the thread; a device's own are below [`ASKED`].
 const STOP: u64 = u64::MAX;
+
+/// Token of the event that asks whether the thread is alive.
+const ASKED: u64 = u64::MAX - 1;
 
 /// Maximum number of events that are taken at a time.
 const EVENTS: usize = 4;
 
 /// What a device does in its thread.
 pub(super) trait Serve: Send + 'static {
-    /// What is watched: each event comes to [`Self::ready`] with its token, which is not `u64::MAX`.
+    /// What is watched: each event comes to [`Self::ready`] with its token, which is below `u64::MAX - 1`.
     fn epoll(&self) -> &Epoll;
 
     /// Serves what the driver had put into the queues before it started the device.
@@ -67,10 +73,19 @@ impl Worker {
         serve
             .epoll()
             .ctl(ControlOperation::Add, stop.as_raw_fd(), watched)?;
+        let asked = EventFd::new(EFD_NONBLOCK)?;
+        let watched = EpollEvent::new(EventSet::IN, ASKED);
+        serve
+            .epoll()
+            .ctl(ControlOperation::Add, asked.as_raw_fd(), watched)?;
+        let thread_name = format!("{name}-queues");
         let thread = thread::Builder::new()
-            .name(format!("{name}-queues"))
+            .name(thread_name.clone())
             .spawn(move || {
-                let done = poison::guarded(&memory, || run(name, serve, &interrupt));
+                sandbox::confine(Role::Device);
+                let done = poison::guarded(&memory, || {
+                    run(name, serve, &interrupt, &Heart::new(thread_name, asked));
+                });
                 if let Err(error) = done {
                     log::error!("{name}: the device stops: SIGBUS cannot be handled: {error}");
                     interrupt.needs_reset();
@@ -97,11 +112,28 @@ impl Drop for Worker {
     }
 }
 
+/// How the thread answers when it is asked whether it is alive.
+struct Heart {
+    pulse: Pulse,
+    asked: Arc<EventFd>,
+}
+
+impl Heart {
+    fn new(thread: String, asked: EventFd) -> Self {
+        let asked = Arc::new(asked);
+        let event = asked.clone();
+        // An event that cannot be counted is pending.
+        let pulse = Pulse::new(thread, move || drop(event.write(1)));
+        Self { pulse, asked }
+    }
+}
+
 /// Works until the stop event, until the guest's rings are invalid, or until its memory is broken.
-fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt) {
+fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt, heart: &Heart) {
     let mut result = serve.start();
     let mut events = [EpollEvent::default(); EVENTS];
     loop {
+        heart.pulse.beat();
         if poison::take().is_some() {
             // Whatever else was wrong may have come of the zeros that were read there.
             log::error!("{name}: the device stops: the hardware reports the guest's RAM as broken");
@@ -125,6 +157,10 @@ fn run(name: &str, mut serve: impl Serve, interrupt: &DeviceInterrupt) {
             return;
         }
         for event in &events[..count] {
+            if event.data() == ASKED {
+                drain(&heart.asked);
+                continue;
+            }
             result = result.and_then(|()| serve.ready(event.data()));
         }
     }

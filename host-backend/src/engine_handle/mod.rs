@@ -50,6 +50,8 @@ struct Shared {
 struct Core {
     engine: Engine,
     regions: Regions,
+    /// A driver has started the device, and not reset it since.
+    has_driver: bool,
     /// The cleanser and the scrubber must end.
     stopping: bool,
     /// The cleanser waits for retired frames: only then is it woken.
@@ -63,6 +65,7 @@ impl EngineHandle {
                 core: Mutex::new(Core {
                     engine,
                     regions,
+                    has_driver: false,
                     stopping: false,
                     cleanser_waits: false,
                 }),
@@ -167,7 +170,14 @@ impl EngineHandle {
 
     /// Notes that a driver has started the device.
     pub(crate) fn driver_started(&self) {
-        self.core().engine.driver_started();
+        let mut core = self.core();
+        core.engine.driver_started();
+        core.has_driver = true;
+    }
+
+    /// Whether a driver has started the device and not reset it since.
+    pub(crate) fn has_driver(&self) -> bool {
+        self.core().has_driver
     }
 
     /// What the driver reads in the configuration space.
@@ -193,6 +203,7 @@ impl EngineHandle {
     pub(crate) fn reset(&self) {
         let mut core = self.core();
         core.engine.reset();
+        core.has_driver = false;
         self.release(core);
         self.drop_events();
     }

@@ -5,6 +5,7 @@
 //! of one kernel is left to the next.
 
 mod initramfs;
+mod notifier;
 mod operator;
 mod pack;
 mod restart;
@@ -26,9 +27,10 @@ use crate::tally::Tally;
 use crate::vmm::fault::VaultGuard;
 use crate::vmm::irq::Interrupt;
 use crate::vmm::memory::{Layout, MemoryError, for_devices};
-use crate::vmm::{CrashReport, ExitReason, StopHandle, Vm, VmConfig, VmError};
+use crate::vmm::{CrashReport, ExitReason, PowerButton, StopHandle, Vm, VmConfig, VmError};
 
 pub use initramfs::{InitramfsError, load as load_initramfs};
+pub(crate) use notifier::Notifier;
 pub(crate) use operator::RunningVm;
 pub use pack::PackError;
 pub(crate) use restart::{OnReboot, PERIOD as RESTART_PERIOD, RestartBudget};
@@ -63,6 +65,7 @@ impl From<MemoryError> for MachineError {
 pub(crate) struct Machine {
     config: VmConfig,
     stop: StopHandle,
+    power_button: PowerButton,
     regions: Regions,
     addresses: RegionAddresses,
     recovery: EngineHandle,
@@ -146,6 +149,7 @@ impl Machine {
         Ok(Self {
             config,
             stop,
+            power_button: PowerButton::default(),
             regions,
             addresses,
             recovery: handle,
@@ -157,6 +161,11 @@ impl Machine {
     /// The recovery engine.
     pub(crate) fn recovery(&self) -> EngineHandle {
         self.recovery.clone()
+    }
+
+    /// The power button.
+    pub(crate) fn power_button(&self) -> PowerButton {
+        self.power_button.clone()
     }
 
     /// The network card's counters, if there is one.
@@ -175,6 +184,7 @@ impl Machine {
     /// Makes the VM of the next boot. The VM of the last boot has ended.
     pub(crate) fn power_on(&self) -> Result<Vm, MachineError> {
         let mut vm = Vm::new(&self.config, self.stop.clone())?;
+        vm.connect_power_button(&self.power_button)?;
         let Regions { pool, vault, .. } = &self.regions;
         // No vCPU runs, so nobody reads or writes the pool; after the reset of the device the engine names
         // none of its frames.

@@ -14,7 +14,7 @@ use crate::engine_handle::EngineHandle;
 use crate::size::Size;
 use crate::tally::Tally;
 use crate::vmm::console::Console;
-use crate::vmm::{ExitReason, StopHandle};
+use crate::vmm::{ExitReason, PowerButton, StopHandle};
 
 /// The VM as the control socket sees it.
 pub(crate) struct RunningVm {
@@ -29,6 +29,7 @@ pub(crate) struct RunningVm {
     pub(crate) tallies: Vec<Arc<Tally>>,
     pub(crate) console: Console,
     pub(crate) stop: StopHandle,
+    pub(crate) power_button: PowerButton,
 }
 
 /// Pages that are checked for one request: a client that waits gets an answer soon.
@@ -120,6 +121,13 @@ impl Operator for RunningVm {
             pages: self.recovery.sealed_pages(scope),
             next: turn.next,
         })
+    }
+
+    fn press_power_button(&self) {
+        if let Err(error) = self.power_button.press() {
+            // An eventfd refuses only when its counter is full, and then an interrupt is pending.
+            log::debug!("the power button is not pressed: {error}");
+        }
     }
 
     fn stop(&self) {

@@ -1,8 +1,9 @@
 //! ACPI tables: how a stock kernel finds its CPUs, its interrupt controllers, its console and the
 //! virtio-mmio devices.
 //!
-//! The platform is hardware-reduced (ACPI 6.5, section 4.1): there is no ACPI interrupt and no
-//! fixed hardware except the sleep and reset registers of [`crate::vmm::power`].
+//! The platform is hardware-reduced (ACPI 6.5, section 4.1): there is no fixed hardware except the sleep and
+//! reset registers of [`crate::vmm::power`], and instead of the ACPI interrupt a generic event device has one
+//! for the power button.
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -189,6 +190,7 @@ fn dsdt(devices: &[MmioDevice]) -> Sdt {
     );
     // Appended at once, as each append recomputes the checksum of the whole table.
     let mut code = serial_device();
+    code.extend(power_button());
     for (index, device) in devices.iter().enumerate() {
         code.extend(virtio_device(index, device));
     }
@@ -216,6 +218,38 @@ fn serial_device() -> Vec<u8> {
             ),
         ],
     ))
+}
+
+/// The power button, and the generic event device whose interrupt tells that it was pressed (ACPI 6.5, sections
+/// 4.8.2.2.1.2 and 5.6.9).
+fn power_button() -> Vec<u8> {
+    const PRESSED: u8 = 0x80;
+    let button = to_bytes(&aml::Device::new(
+        "_SB_.PWRB".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+        ],
+    ));
+    let events = to_bytes(&aml::Device::new(
+        "_SB_.GED_".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&interrupt(power::BUTTON_GSI)]),
+            ),
+            // Its argument is the interrupt, of which there is one.
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
+            ),
+        ],
+    ));
+    [button, events].concat()
 }
 
 fn virtio_device(index: usize, device: &MmioDevice) -> Vec<u8> {
@@ -318,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dsdt_names_the_console_and_each_virtio_device() {
+    fn the_dsdt_names_console_power_button_and_each_virtio_device() {
         let other = MmioDevice {
             base: 0xd000_1000,
             gsi: 17,
@@ -326,7 +360,9 @@ mod tests {
         };
         let tables = build(1, &[DEVICE, other]).unwrap();
         let dsdt = tables.table(tables.u64(tables.find(b"FACP") + 140));
-        for needle in [&b"COM1"[..], b"LNRO0005", b"V000", b"V001", b"_S5_"] {
+        let button = [&b"PWRB"[..], b"ACPI0013", b"_EVT"];
+        let others = [&b"COM1"[..], b"LNRO0005", b"V000", b"V001", b"_S5_"];
+        for needle in button.into_iter().chain(others) {
             assert!(contains(dsdt, needle), "{:?}", str::from_utf8(needle));
         }
         assert!(contains(dsdt, &0xd000_1000u32.to_le_bytes()));

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::exit::{ExitReason, StopHandle};
 use super::serial::SerialPort;
+use crate::sandbox::{self, Role};
 
 /// The key that starts a command to the console itself: Ctrl-A, as in QEMU.
 const ESCAPE: u8 = 0x01;
@@ -83,7 +84,10 @@ impl InputThread {
         let raw = RawMode::enter()?;
         let thread = thread::Builder::new()
             .name("console".into())
-            .spawn(move || pump(&port, &stop, &thread_quit))?;
+            .spawn(move || {
+                sandbox::confine(Role::Stream);
+                pump(&port, &stop, &thread_quit);
+            })?;
         Ok(Self {
             quit,
             thread: Some(thread),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::kick::Kicker;
+use crate::vitals::Pulse;
 
 /// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,8 +148,11 @@ impl StopHandle {
 
     /// Waits until a reason to end is given and returns it.
     pub fn wait(&self) -> ExitReason {
+        let shared = self.shared.clone();
+        let pulse = Pulse::new("main", move || shared.stopped.notify_all());
         let mut state = self.lock();
         loop {
+            pulse.beat();
             if let Some(reason) = &state.reason {
                 return reason.clone();
             }

@@ -10,6 +10,8 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::vitals::Pulse;
+
 /// The signal that makes a vCPU leave the guest.
 pub(super) fn kick_signal() -> libc::c_int {
     SIGRTMIN()
@@ -49,6 +51,18 @@ impl Kicker {
         // nothing.
         unsafe { libc::pthread_kill(self.thread, kick_signal()) };
     }
+}
+
+/// Makes a pulse of the calling thread, which runs the vCPU `index` and has a [`Kicker`]: to be asked, it leaves the guest
+/// and enters it again.
+pub(super) fn pulse(index: u32) -> Pulse {
+    // SAFETY: the call has no preconditions.
+    let thread = unsafe { libc::pthread_self() };
+    Pulse::new(format!("vcpu{index}"), move || {
+        // SAFETY: a pulse wakes its thread only while that has the pulse, and so runs. The signal has a
+        // handler that does nothing.
+        unsafe { libc::pthread_kill(thread, kick_signal()) };
+    })
 }
 
 extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

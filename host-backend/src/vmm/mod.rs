@@ -25,4 +25,5 @@ pub mod vm;
 pub mod walk;
 
 pub use exit::{CrashReport, ExitReason, StopHandle};
+pub use power::PowerButton;
 pub use vm::{MmioSlot, Vm, VmConfig, VmError};

@@ -1,8 +1,12 @@
 //! How the guest turns itself off or restarts: the ACPI sleep and reset registers and the reset
-//! line of the keyboard controller.
+//! line of the keyboard controller; and the button that asks it to.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bus::BusDevice;
 use super::exit::{ExitReason, StopHandle};
+use super::irq::Interrupt;
 
 /// First port of the ACPI registers.
 pub const ACPI_PORT: u16 = 0x600;
@@ -18,6 +22,9 @@ pub const RESET_PORT: u16 = ACPI_PORT + 2;
 pub const RESET_VALUE: u8 = 1;
 /// The sleep type that turns the machine off, as `_S5_` tells the kernel.
 pub const SLEEP_TYPE_OFF: u8 = 5;
+
+/// Global system interrupt of the power button: a pin of the I/O APIC that no other device has.
+pub const BUTTON_GSI: u32 = 9;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
@@ -59,6 +66,38 @@ impl BusDevice for AcpiRegisters {
     }
 }
 
+/// The power button of a VM, which asks the guest to turn itself off. Clones are the same button; it stays the same
+/// over all boots of the guest.
+#[derive(Clone, Default)]
+pub struct PowerButton {
+    /// The interrupt line of the current boot.
+    line: Arc<Mutex<Option<Arc<dyn Interrupt>>>>,
+}
+
+impl PowerButton {
+    /// Connects it to the interrupt line of the next boot.
+    pub(crate) fn connect(&self, line: Arc<dyn Interrupt>) {
+        *self.line() = Some(line);
+    }
+
+    /// Presses it once. A guest that has not loaded its driver yet does not notice.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the interrupt line cannot be raised.
+    pub fn press(&self) -> io::Result<()> {
+        match &*self.line() {
+            Some(line) => line.trigger(),
+            None => Ok(()),
+        }
+    }
+
+    fn line(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
+        // One value, whole after every statement.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What is left of the keyboard controller: its reset line, which Linux pulls for `reboot=k`.
 pub(crate) struct ResetLine {
     stop: StopHandle,
@@ -85,6 +124,8 @@ impl BusDevice for ResetLine {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -108,6 +149,27 @@ mod tests {
         assert!(!stop.is_stopping());
         registers.write(2, &[RESET_VALUE]);
         assert!(matches!(stop.wait(), ExitReason::Reset));
+    }
+
+    #[test]
+    fn a_button_presses_the_line_of_the_current_boot() {
+        #[derive(Default)]
+        struct Line(AtomicU32);
+        impl Interrupt for Line {
+            fn trigger(&self) -> io::Result<()> {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+        let button = PowerButton::default();
+        button.press().unwrap();
+        let lines = [(); 2].map(|()| Arc::new(Line::default()));
+        for line in &lines {
+            button.connect(line.clone());
+            button.clone().press().unwrap();
+        }
+        let pressed = lines.map(|line| line.0.load(Ordering::Relaxed));
+        assert_eq!(pressed, [1, 1]);
     }
 
     #[test]

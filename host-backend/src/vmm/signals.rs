@@ -8,6 +8,7 @@ use vmm_sys_util::signal::create_sigset;
 
 use super::exit::{ExitReason, StopHandle};
 use super::kick::kick_signal;
+use crate::sandbox::{self, Role};
 
 /// The standard signals that anybody may send, or a timer or limit of the process, and that end it.
 const SIGNALS: [(libc::c_int, &str); 13] = [
@@ -68,6 +69,7 @@ impl Termination {
         thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
+                sandbox::confine(Role::Stream);
                 let signal = self.wait();
                 let known = SIGNALS.iter().find(|&&(known, _)| known == signal);
                 let name = known.map_or("a real-time signal", |&(_, name)| name);

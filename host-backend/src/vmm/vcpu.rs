@@ -14,10 +14,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use super::bus::Bus;
 use super::exit::{CrashReport, ExitReason, StopHandle};
 use super::fault::{Exception, FaultCause, FaultHandler, VcpuContext, Verdict};
-use super::kick::Kicker;
+use super::kick::{self, Kicker};
 use super::memory::GuestRam;
 use super::poison;
 use super::walk::Paging;
+use crate::sandbox::{self, Role};
 
 /// Why a guest dies whose own RAM is broken.
 const BROKEN_MEMORY: &str = "it touched memory that the hardware reports as broken";
@@ -117,6 +118,7 @@ impl Vcpu {
 
     /// Runs the guest until it ends or is stopped. Every way out of here stops the VM.
     pub(crate) fn run(mut self) {
+        sandbox::confine(Role::Vcpu);
         let stop = self.shared.stop.clone();
         // A defect of a device must not leave the VM waiting for this vCPU.
         let end = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_end()));
@@ -133,7 +135,9 @@ impl Vcpu {
                 return self.crash(format!("its control page cannot be mapped: {error}"), None);
             }
         }
+        let pulse = kick::pulse(self.index);
         loop {
+            pulse.beat();
             match self.enter() {
                 Next::Enter => {}
                 Next::Stop(reason) => return reason,

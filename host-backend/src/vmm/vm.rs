@@ -28,7 +28,7 @@ use super::memory::{
     FIRMWARE_START, GuestRam, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, MMIO_START,
     MemoryError, PAGE_SIZE,
 };
-use super::power::{self, AcpiRegisters, ResetLine};
+use super::power::{self, AcpiRegisters, PowerButton, ResetLine};
 use super::serial::{self, SerialPort};
 use super::vcpu::{RegionPlace, Shared, Vcpu};
 use crate::host_memory::HostPages;
@@ -265,6 +265,17 @@ impl Vm {
     /// A handle to end the VM from any thread.
     pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
+    }
+
+    /// Connects the power button. Without this nothing presses it.
+    ///
+    /// # Errors
+    ///
+    /// Fails when KVM refuses the interrupt.
+    pub fn connect_power_button(&self, button: &PowerButton) -> Result<(), VmError> {
+        let line = IrqFd::new(&self.vm, power::BUTTON_GSI).map_err(event("the power button"))?;
+        button.connect(Arc::new(line));
+        Ok(())
     }
 
     /// Allocates the next virtio-mmio slot.

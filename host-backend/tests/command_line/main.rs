@@ -1,7 +1,11 @@
 //! The `vmsrs` command with wrong input: one sentence with the remedy, a documented exit code, and
 //! nothing left behind.
 
+mod config;
 mod outputs;
+mod sandbox;
+mod service;
+mod stop;
 
 use std::fs;
 use std::io::Read as _;
@@ -441,14 +445,18 @@ fn start_vm(place: &Place) -> Option<Child> {
 
 /// The same with more arguments, and another standard error.
 fn start_vm_with(place: &Place, more: &[&str], stderr: Stdio) -> Option<Child> {
+    start_vm_from(place, |command| {
+        command.args(more).stderr(stderr);
+    })
+}
+
+/// The same with a command that is changed.
+fn start_vm_from(place: &Place, change: impl FnOnce(&mut Command)) -> Option<Child> {
     let kernel = place.file("kernel", &tiny_kernel());
-    let mut vm = place
-        .command(&kernel, &["--json"])
-        .args(more)
-        .stdout(Stdio::piped())
-        .stderr(stderr)
-        .spawn()
-        .unwrap();
+    let mut command = place.command(&kernel, &["--json"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    change(&mut command);
+    let mut vm = command.spawn().unwrap();
     loop {
         if let Some(status) = vm.try_wait().unwrap() {
             assert_eq!(status.code(), Some(MACHINE));
@@ -690,7 +698,15 @@ fn the_doctor_says_whether_this_machine_can_run_a_guest() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "doctor", "status", "incidents", "scrub", "metrics"] {
+    for command in [
+        "run",
+        "doctor",
+        "status",
+        "incidents",
+        "scrub",
+        "stop",
+        "metrics",
+    ] {
         let output = vmsrs().args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
         let text = String::from_utf8(output.stdout).unwrap();

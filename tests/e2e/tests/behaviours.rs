@@ -125,11 +125,18 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         .binary(&leaving, "/bin/leaving")
         .init("ifconfig eth0 192.168.77.2 netmask 255.255.255.0 up\nvmsrs-e2e agent 192.168.77.1:7000")
         .write(&kernel, &image)?;
+    let button_image = folder.path().join("button.img");
+    bed.image()?
+        .modules(["virtio_mmio", "button", "evdev"])
+        .module_file(&modules.driver)
+        .init(behaviours::BUTTON_INIT)
+        .write(&kernel, &button_image)?;
     let mut job = Job::new(["vmsrs-e2e", "host"])
         .program(e2e, "vmsrs-e2e")
         .program(programs.join("vmsrs"), "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
+        .file(&button_image, "button.img")
         .file(&resets, "resets")
         .env("RUST_BACKTRACE", "0")
         // Debian's 6.1 for clouds cannot take memory out of use: CONFIG_MEMORY_FAILURE is not set there.

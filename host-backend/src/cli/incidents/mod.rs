@@ -10,8 +10,9 @@ mod view;
 #[cfg(test)]
 mod sample;
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -20,6 +21,7 @@ use super::status::unexpected;
 use super::text::{write_json, write_text};
 use super::{Exit, Failure, Target};
 use crate::control::{Request, Response};
+use crate::sandbox::{self, Files, Role};
 use crate::symbols::SymbolFiles;
 
 /// List what failed in a running VM, or show one incident in full
@@ -80,18 +82,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         None => match client.ask(Request::Incidents {})? {
             Response::Incidents(list) if arguments.json => write_json(&list)?,
             Response::Incidents(list) => match &arguments.html {
-                Some(_) => write_page(arguments, &page::list(&list))?,
+                Some(path) => write_page(open_page(path)?, &page::list(&list))?,
                 None => write_text(&list::describe(&list))?,
             },
             _ => return Err(unexpected()),
         },
         Some(id) => match client.ask(Request::Incident { id })? {
             Response::Incident(detail) => {
+                let page = arguments.html.as_deref().map(open_page).transpose()?;
+                // From here on this process reads what the guest has chosen.
+                sandbox::enable(Files {
+                    symbols: arguments.symbols.clone(),
+                    ..Files::default()
+                })
+                .map_err(|error| Failure::new(Exit::Machine, error))?;
+                sandbox::confine(Role::Symbolizer);
                 let view = IncidentView::new(*detail, &files);
                 if arguments.json {
                     write_json(&view)?;
-                } else if arguments.html.is_some() {
-                    write_page(arguments, &page::incident(&view))?;
+                } else if let Some(page) = page {
+                    write_page(page, &page::incident(&view))?;
                 } else {
                     write_text(&detail::describe(&view, arguments.full))?;
                 }
@@ -102,14 +112,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn write_page(arguments: &Arguments, page: &str) -> Result<(), Failure> {
-    let Some(path) = &arguments.html else {
-        return Ok(());
-    };
+/// Opens the file of a page; `None` for standard output.
+fn open_page(path: &Path) -> Result<Option<File>, Failure> {
     if path.as_os_str() == "-" {
-        return Ok(write_text(page)?);
+        return Ok(None);
     }
-    fs::write(path, page)
+    File::create(path)
+        .map(Some)
         .with_context(|| format!("cannot write {}: give another --html", path.display()))
         .map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn write_page(file: Option<File>, page: &str) -> Result<(), Failure> {
+    match file {
+        None => write_text(page)?,
+        Some(mut file) => file
+            .write_all(page.as_bytes())
+            .context("cannot write the page: give another --html")
+            .map_err(|error| Failure::new(Exit::Usage, error))?,
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! What can be refused cheaply comes first, and everything that is made undoes itself when it is
 //! dropped, so a start that fails leaves nothing behind.
 
+pub(super) mod config;
 mod console_target;
 mod error;
 mod report;
@@ -21,8 +22,12 @@ use super::exit::{Exit, Failure};
 use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
-use crate::machine::{Machine, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs};
+use crate::machine::{
+    Machine, Notifier, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs,
+};
 use crate::output::{self, say};
+use crate::sandbox::{self, Files, Role};
+use crate::service::ServiceManager;
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
@@ -44,6 +49,9 @@ Examples:
     vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
         --window 512M --tap tap0,192.168.77.1/24 --console guest.log
 
+  With the options of a file, and more RAM than that says:
+    vmsrs run --config /etc/vmsrs/web.toml --memory 2G
+
   In a script, with the report at the end:
     vmsrs run --kernel vmlinuz --initramfs guest.img --console guest.log --json | jq .reason
 
@@ -52,6 +60,10 @@ Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invali
 kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
 turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
+    /// File in TOML with a key for each of the other options, named like it; what the command line says
+    /// takes precedence (packaging/vmsrs.toml.example)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Kernel: a bzImage (vmlinuz), or a vmlinux with a PVH entry point
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
@@ -73,7 +85,15 @@ pub(super) struct Arguments {
     pool: Option<u32>,
     /// Use huge pages of 2M that are reserved on this machine, for RAM, pool and vault. Without it
     /// transparent huge pages are used where the machine allows them
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "true|false",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
     hugepages: bool,
     /// Rate of the background check of sealed pages, in bytes per second; 0 turns it off
     #[arg(long, value_name = "SIZE", default_value = "16M")]
@@ -98,11 +118,31 @@ pub(super) struct Arguments {
     /// Maximum number of restarts within 60 seconds; if the guest needs more, the VM ends
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     restarts: u32,
+    /// Whether threads that work for the guest keep only the system calls and files that they need
+    #[arg(long, value_name = "MODE", default_value = "on")]
+    sandbox: SandboxMode,
     #[command(flatten)]
     target: Target,
     /// Write a report as one line of JSON at the end (docs/reference-cli.md describes it)
-    #[arg(long)]
+    #[arg(
+        long,
+        value_name = "true|false",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
     pub(super) json: bool,
+}
+
+/// Whether the threads of the VM are confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum SandboxMode {
+    /// They can do what they need
+    On,
+    /// They can do what the user can, for comparison
+    Off,
 }
 
 /// Assembles the VM, runs it, reports.
@@ -116,12 +156,23 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .transpose()?;
     // Before there is anything to undo, and before the first thread, since threads inherit it.
     let termination = Termination::block()?;
+    let socket_path = arguments.target.path()?;
+    match arguments.sandbox {
+        SandboxMode::On => sandbox::enable(Files {
+            socket: Some(socket_path.clone()),
+            ..Files::default()
+        })
+        .map_err(|error| Failure::new(Exit::Machine, error))?,
+        SandboxMode::Off => log::warn!(
+            "the sandbox is off: whoever takes this process over has all rights of its user"
+        ),
+    }
     output::relay_stderr()?;
     let folder = match arguments.target.socket {
         Some(_) => Folder::MustExist,
         None => Folder::MayBeMade,
     };
-    let socket = Server::reserve(&arguments.target.path()?, folder)?;
+    let socket = Server::reserve(&socket_path, folder)?;
     let tap = match &arguments.tap {
         Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
         None => None,
@@ -159,13 +210,20 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         tallies: machine.tallies(),
         console,
         stop,
+        power_button: machine.power_button(),
     });
     let server = socket.serve(operator.clone())?;
+    let notifier = ServiceManager::from_environment()
+        .map(|manager| Notifier::start(manager, operator.clone()))
+        .transpose()?;
     let limit = match arguments.on_reboot {
         OnReboot::Restart => Some(arguments.restarts),
         OnReboot::Exit => None,
     };
-    let end = run_boots(&machine, vm, &operator, limit)?;
+    let is_fit_kvm = doctor::has_second_level_paging();
+    sandbox::confine(Role::Main);
+    let end = run_boots(&machine, vm, &operator, limit, is_fit_kvm)?;
+    drop(notifier);
     drop(server);
     report::report(&operator, &end, arguments.json)
 }
@@ -181,19 +239,20 @@ struct End {
 }
 
 /// Runs `vm`, and the guest's next boots as long as it goes down by itself and `limit` (restarts in
-/// a period, if there are to be any) allows.
+/// a period, if there are to be any) allows. A KVM that is not fit has no second-level page tables.
 fn run_boots(
     machine: &Machine,
     mut vm: Vm,
     operator: &RunningVm,
     limit: Option<u32>,
+    is_fit_kvm: bool,
 ) -> Result<End, Failure> {
     let mut budget = limit.map(RestartBudget::new);
     loop {
         let reason = vm.run()?;
         machine.power_off(&reason);
         let mut end = End {
-            unfit_kvm: is_unfit_kvm(&reason),
+            unfit_kvm: !is_fit_kvm && is_given_up_by_kvm(&reason),
             reason,
             gave_up_after: None,
         };
@@ -217,9 +276,8 @@ fn run_boots(
     }
 }
 
-/// Whether the guest ended because of a KVM that cannot run stock guests: it interprets parts of
-/// them, and met an instruction that it does not know.
-fn is_unfit_kvm(reason: &ExitReason) -> bool {
+/// Whether the guest ended because KVM gave up. One that interprets parts of guests does so at an instruction that it
+/// does not know.
+fn is_given_up_by_kvm(reason: &ExitReason) -> bool {
     matches!(reason, ExitReason::Crash(report) if report.internal_error)
-        && !doctor::has_second_level_paging()
 }

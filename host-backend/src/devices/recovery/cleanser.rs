@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::NAME;
 use crate::engine_handle::{EngineHandle, Stopping};
+use crate::sandbox::{self, Role};
 
 /// Frames wiped at a time, so that a message of the driver does not wait long for the engine.
 const BATCH: u32 = 16;
@@ -30,6 +31,7 @@ impl Cleanser {
         let thread = thread::Builder::new()
             .name("vmsrs-cleanser".into())
             .spawn(move || {
+                sandbox::confine(Role::Background);
                 let Stopping = cleanse(&worker);
             })?;
         Ok(Self {

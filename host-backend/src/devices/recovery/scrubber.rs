@@ -11,6 +11,7 @@ use vmsrs_protocol::PAGE_SIZE;
 use super::NAME;
 use crate::engine::{Position, Scope};
 use crate::engine_handle::{EngineHandle, Stopping};
+use crate::sandbox::{self, Role};
 
 /// How fast sealed pages are checked in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,7 @@ impl Scrubber {
         let thread = thread::Builder::new()
             .name("vmsrs-scrubber".into())
             .spawn(move || {
+                sandbox::confine(Role::Background);
                 let Stopping = scrub(&worker, rate);
             })?;
         Ok(Self {

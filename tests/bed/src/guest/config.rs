@@ -31,6 +31,7 @@ pub struct Config {
     tap: Option<String>,
     restarts: Option<u32>,
     console: Console,
+    manager: Option<PathBuf>,
 }
 
 impl Config {
@@ -46,6 +47,7 @@ impl Config {
             tap: None,
             restarts: None,
             console: Console::Log,
+            manager: None,
         }
     }
 
@@ -91,6 +93,12 @@ impl Config {
         self
     }
 
+    /// Gives `vmsrs run` a service manager that listens at this socket (`sd_notify(3)`).
+    pub fn manager(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.manager = Some(socket.into());
+        self
+    }
+
     /// Starts `vmsrs run`, which is looked for in `PATH`. The guest has only begun to boot: see [`Guest::wait`].
     ///
     /// # Errors
@@ -98,6 +106,10 @@ impl Config {
     /// When it cannot be started.
     pub fn boot(&self) -> Result<Guest> {
         Guest::boot(self)
+    }
+
+    pub(super) fn manager_socket(&self) -> Option<&Path> {
+        self.manager.as_deref()
     }
 
     pub(super) fn console_is_piped(&self) -> bool {

@@ -75,6 +75,9 @@ impl Guest {
             let log = log.try_clone().context("open", &path)?;
             vmsrs.stdin(Stdio::null()).stdout(log);
         }
+        if let Some(socket) = config.manager_socket() {
+            vmsrs.env("NOTIFY_SOCKET", socket);
+        }
         let process = vmsrs
             .stderr(log)
             .spawn()

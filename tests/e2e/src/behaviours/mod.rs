@@ -36,6 +36,7 @@ mod mutex;
 mod neighbours;
 mod pool_limit;
 mod pool_waits;
+mod power_button;
 mod process_death;
 mod propagation;
 mod random_requests;
@@ -52,6 +53,7 @@ mod thread_state;
 mod window_full;
 
 pub use neighbours::SANITIZERS;
+pub use power_button::INIT as BUTTON_INIT;
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
@@ -106,6 +108,7 @@ pub const ALL: &[&Behaviour] = &[
     &deadlock::BEHAVIOUR,
     &driver_unbind::BEHAVIOUR,
     &read_only_vault::BEHAVIOUR,
+    &power_button::BEHAVIOUR,
     &pool_limit::BEHAVIOUR,
     &pool_waits::BEHAVIOUR,
     &deletion::WINDOW,
