@@ -173,7 +173,7 @@ const WRITES_MAX: u64 = 685;
 const BLOCK_MAX: u64 = 45;
 
 /// The same for each chunk of a slab that is in use, and for each that is not.
-const CHUNKS_MAX: [u64; 2] = [100, 170];
+const CHUNKS_MAX: [u64; 2] = [75, 125];
 
 /// Blocks, or chunks, that a request takes and gives back.
 const PAIRS: usize = 16;
