@@ -3,7 +3,7 @@
 
 use super::layout::{BLOCK_HEADER, GRAIN, REACH, RED_ZONE_MAX, State};
 use super::room::check_fill;
-use super::span::{Inner, Span};
+use super::span::{Inner, Middle, Span};
 use super::{Chunk, Damage, Heap, PAGE};
 
 /// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with
@@ -15,6 +15,8 @@ pub(crate) struct PageCheck<'a> {
     heap: &'a Heap,
     /// The pages around the last one.
     near: Inner,
+    /// The same in a large extent.
+    middle: Middle,
 }
 
 impl<'a> PageCheck<'a> {
@@ -23,6 +25,7 @@ impl<'a> PageCheck<'a> {
         Self {
             heap,
             near: Inner::NONE,
+            middle: Middle::NONE,
         }
     }
 
@@ -43,6 +46,9 @@ impl<'a> PageCheck<'a> {
     /// The same for a page that is not known to be near the last one, or has bits.
     #[inline(never)]
     fn check_far(&mut self, address: u64) -> Result<bool, Damage> {
+        if self.middle.has_no_marks(address) {
+            return Ok(true);
+        }
         let Some(span) = self.heap.span_of(address) else {
             return Ok(false);
         };
@@ -56,8 +62,12 @@ impl<'a> PageCheck<'a> {
 
     /// The same for a page of a large extent.
     #[cold]
-    fn check_large(&self, span: Span, address: u64) -> Result<bool, Damage> {
+    fn check_large(&mut self, span: Span, address: u64) -> Result<bool, Damage> {
         if span.check_fresh(address)? {
+            return Ok(true);
+        }
+        self.middle = span.middle()?;
+        if self.middle.has_no_marks(address) {
             return Ok(true);
         }
         self.check_marked(span, address, span.marked(address, REACH))
@@ -368,6 +378,9 @@ mod tests {
                     // The same after another page of the extent.
                     let mut pages = PageCheck::new(&heap);
                     pages.near = span.inner();
+                    if span.is_large() {
+                        pages.middle = span.middle().unwrap_or(Middle::NONE);
+                    }
                     let near = heap.check_header().and_then(|_| pages.check(page));
                     let chunk = span.starts().before(address + 1 + BLOCK_HEADER as u64);
                     if let Some(chunk) = chunk.filter(|&chunk| span.can_start(chunk)) {

@@ -208,6 +208,23 @@ impl Span {
         })
     }
 
+    /// Pages of a large extent that were written and have neither bitmaps nor an end of the extent near them.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    pub(super) fn middle(self) -> Result<Middle, Damage> {
+        let low = (self.first() + STEP).next_multiple_of(PAGE);
+        let high = self.fresh()?.min(self.end() - PAGE) & !(PAGE - 1);
+        Ok(Middle {
+            start: self.start,
+            low,
+            bytes: high.saturating_sub(low),
+            starts: self.sums(0).first_level(),
+            fills: self.sums(1).first_level(),
+        })
+    }
+
     /// Whether an address lies in what stands above the bitmaps.
     pub(super) fn is_above_maps(self, address: u64) -> bool {
         self.is_large() && address < self.maps
@@ -281,6 +298,50 @@ impl Inner {
         };
         let next = next & ((1 << (after / STEP)) - 1);
         Some([!is_zero(&starts) || next != 0, !is_zero(&fills)])
+    }
+}
+
+/// Pages in the middle of a large extent, and the first level above their bits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Middle {
+    /// First byte of the extent.
+    start: u64,
+    low: u64,
+    bytes: u64,
+    starts: *const u64,
+    fills: *const u64,
+}
+
+impl Middle {
+    /// No pages.
+    pub(super) const NONE: Self = Self {
+        start: 0,
+        low: 0,
+        bytes: 0,
+        starts: std::ptr::null(),
+        fills: std::ptr::null(),
+    };
+
+    /// Whether the page at `address` is one of these, and nothing is marked in it, nor in *starts* up to [`WORD`] bytes after it.
+    #[inline]
+    pub(super) fn has_no_marks(&self, address: u64) -> bool {
+        /// Words of a bitmap for a page.
+        const WORDS: u64 = PAGE / WORD;
+        if address.wrapping_sub(self.low) >= self.bytes {
+            return false;
+        }
+        let number = (address - self.start) / WORD;
+        let (word, bit) = ((number / 64) as usize, number % 64);
+        // SAFETY: words of the first level of the extent, which the request holds; another page follows.
+        let (starts, fills, next) = unsafe {
+            (
+                self.starts.add(word).read(),
+                self.fills.add(word).read(),
+                self.starts.add((number + WORDS) as usize / 64).read(),
+            )
+        };
+        let next = next >> ((number + WORDS) % 64) & 1;
+        ((starts | fills) >> bit & ((1 << WORDS) - 1)) | next == 0
     }
 }
 

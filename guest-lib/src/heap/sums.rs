@@ -40,6 +40,11 @@ impl Sums {
         Self { first, count }
     }
 
+    /// Its words, each of which has the bits of [`STEP`] words of the bitmap.
+    pub(super) fn first_level(self) -> *const u64 {
+        self.first
+    }
+
     #[inline]
     pub(super) fn is_none(self) -> bool {
         self.first.is_null()
