@@ -319,7 +319,8 @@ mod tests {
             Just(20 * PAGE),
             Just(1100 * PAGE)
         ];
-        prop::collection::vec((size, any::<bool>()), 1..30)
+        // With the chunks of two slabs at most MAPPED_MAX.
+        prop::collection::vec((size, any::<bool>()), 1..20)
     }
 
     proptest! {
