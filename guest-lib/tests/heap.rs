@@ -367,10 +367,8 @@ fn huge_block_costs_the_pages_that_are_written() {
         let small = unsafe { domain.reallocate(large, HUGE + 5) }.unwrap();
         assert_eq!(small, large);
         // SAFETY: as above.
-        assert_eq!(
-            unsafe { domain.reallocate(small, 2 * HUGE) }.unwrap(),
-            large
-        );
+        let again = unsafe { domain.reallocate(small, 2 * HUGE) }.unwrap();
+        assert_eq!(again, large);
         assert!(written(large));
         // SAFETY: as above.
         unsafe { domain.deallocate(large) }.unwrap();
@@ -388,7 +386,8 @@ fn huge_block_costs_the_pages_that_are_written() {
 
 #[test]
 fn damage_around_a_huge_block_is_found() {
-    let errors: [(Kind, fn(&'static Domain, NonNull<u8>)); 5] = [
+    type Error = fn(&'static Domain, NonNull<u8>);
+    let errors: [(Kind, Error); 5] = [
         (Kind::RedZone, |_, block| write(block, HUGE)),
         (Kind::HeapCorrupt, |_, block| {
             // SAFETY: within the domain; the damage is the error under test.

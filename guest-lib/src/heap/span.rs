@@ -425,7 +425,7 @@ impl Bits {
         }
     }
 
-    /// Sets bits of a word that place() gave.
+    /// Sets bits of a word that `Bits::place` gave.
     #[inline]
     fn set_bits(self, word: *mut u64, mask: u64) {
         // SAFETY: as in get().
@@ -437,7 +437,7 @@ impl Bits {
         }
     }
 
-    /// Clears bits of a word that place() gave.
+    /// Clears bits of a word that `Bits::place` gave.
     #[inline]
     fn clear_bits(self, word: *mut u64, mask: u64) {
         // SAFETY: as in get().

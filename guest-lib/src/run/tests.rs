@@ -177,6 +177,7 @@ const CHUNKS_MAX: [u64; 2] = [75, 125];
 
 /// Blocks, or chunks, that a request takes and gives back.
 const PAIRS: usize = 16;
+
 /// Most instructions by which such a request takes longer if the page is one of a block of 8 GiB.
 const HUGE_MAX: u64 = 350;
 

@@ -194,12 +194,14 @@ mod tests {
 
     use super::*;
 
-    const UNITS: u32 = 10 * ROW;
+    const UNITS: u32 = 4 * ROW;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn units_are_as_they_were_given(
-            steps in prop::collection::vec((0u8..3, 0..UNITS, prop_oneof![1..5u32, 1..4 * ROW], 0..9u32), 1..60)
+            steps in prop::collection::vec((0u8..3, 0..UNITS, prop_oneof![1..5u32, 1..3 * ROW], 0..9u32), 1..60)
         ) {
             let mut places = Places::default();
             let mut model = vec![Place::Gap; UNITS as usize];
