@@ -83,10 +83,10 @@ HOLDS(codes, VMSRS_OK == 0 && VMSRS_EFAILED == -1 && VMSRS_EVARIABLES == -21 && 
 HOLDS(version, VMSRS_VERSION_MAJOR >= 0 && VMSRS_VERSION_MINOR >= 0 && VMSRS_VERSION_PATCH >= 0);
 HOLDS(version_text, sizeof(VMSRS_VERSION) >= sizeof("0.0.0"));
 HOLDS(kinds, VMSRS_KIND_MEMORY == 1 && VMSRS_KIND_DAMAGED == 22);
-HOLDS(flags, VMSRS_MIRROR == 1 && VMSRS_SEAL == 1 && VMSRS_AUDIT_WHOLE == 2);
+HOLDS(flags, VMSRS_MIRROR == 1 && VMSRS_SEAL == 1 && VMSRS_AUDIT_WHOLE == 2 && VMSRS_KEEP_ARENA == 4);
 HOLDS(steps, VMSRS_STEP_DONE == 0 && VMSRS_STEP_SUSPEND == 1);
 HOLDS(info_size, sizeof(vmsrs_info) == 72);
-HOLDS(options_size, sizeof(vmsrs_options) == 16);
+HOLDS(options_size, sizeof(vmsrs_options) == 24 && offsetof(vmsrs_options, arena_bytes) == 16);
 HOLDS(failure_size, sizeof(vmsrs_failure) == 184);
 HOLDS(message, offsetof(vmsrs_failure, message) == 56);
 HOLDS(ticket_size, sizeof(vmsrs_ticket_t) == 32);
@@ -106,7 +106,7 @@ fn flags_and_codes_are_used_without_casts() {
 int use(const vmsrs_domain *domain, vmsrs_request_fn function);
 int use(const vmsrs_domain *domain, vmsrs_request_fn function)
 {
-	vmsrs_options options = { VMSRS_SEAL | VMSRS_AUDIT_WHOLE, 0, 0, 1 << 20 };
+	vmsrs_options options = { VMSRS_SEAL | VMSRS_AUDIT_WHOLE, 0, 0, 1 << 20, 0 };
 	vmsrs_failure failure;
 	int code = vmsrs_run_with(domain, &options, function, 0, 0);
 
