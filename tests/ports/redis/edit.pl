@@ -58,7 +58,7 @@ within('_dictRehashStep', qr/d->pauserehash == 0/, 'd->pauserehash == 0 && port_
 in_file('src/server.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(incrementErrorCount alsoPropagate);
 in_file('src/blocked.c');
-first_in($_, "    PORT_OUTSIDE;\n") for qw(blockForKeys signalKeyAsReady);
+first_in($_, "    PORT_OUTSIDE;\n") for qw(blockForKeys signalKeyAsReady updateStatsOnUnblock);
 within('signalKeyAsReady', qr/(?=^    rl = zmalloc\()/m, "    key = port_key(key);\n");
 in_file('src/timeout.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(addClientToTimeoutTable removeClientFromTimeoutTable);
@@ -126,5 +126,12 @@ within('setDeferredReply', qr/^    if \(node == NULL\) return;\n/m,
 # ---- What needs a process that has the keyspace as it was: a child has it as it is
 in_file('src/rdb.c');
 first_in($_, "    serverLog(LL_WARNING, \"not with VMSRS\");\n    return C_ERR;\n") for qw(rdbSaveBackground);
+in_file('src/aof.c');
+first_in($_, "    serverLog(LL_WARNING, \"not with VMSRS\");\n    return C_ERR;\n") for qw(rewriteAppendOnlyFileBackground startAppendOnly);
+in_file('src/cluster.c');
+first_in('migrateCommand', "    addReplyError(c, \"not with VMSRS\");\n    return;\n");
+in_file('src/replication.c');
+first_in($_, "    addReplyError(c, \"not with VMSRS\");\n    return;\n") for qw(replicaofCommand syncCommand);
+in_file('src/rdb.c');
 within('rdbSaveDb', qr/\bdictGetSafeIterator\(/, 'dictGetIterator(');
 save();

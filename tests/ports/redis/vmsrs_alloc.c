@@ -33,7 +33,7 @@ void scratch_open(void) {
     }
 }
 
-static bool in_scratch(const void *address) {
+bool in_scratch(const void *address) {
     return (const char *)address >= scratch && (const char *)address < scratch + BYTES;
 }
 

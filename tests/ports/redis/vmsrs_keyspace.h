@@ -10,10 +10,12 @@
 
 /* ---- vmsrs_reply.c */
 
+/* A request begins, for this client or for the server itself. */
+void replies_begin(client *to);
 /* Gives clients what the committed request has replied to them. */
 void replies_commit(void);
-/* Forgets it. With `close`, clients other than this one that were to get something are closed. */
-void replies_discard(const client *asked, bool close);
+/* Forgets it. With `close`, clients that were to get something are closed. */
+void replies_discard(bool close);
 
 /* Of networking.c. */
 void _addReplyToBufferOrList(client *c, const char *s, size_t len);

@@ -15,6 +15,23 @@ struct reply {
 enum { ROOM = 512 };
 
 static struct reply *first, *last;
+/* The client whose request it is, and what it has of replies so far: its limit holds in a request, too. */
+static client *asks;
+static size_t asked_bytes;
+
+void replies_begin(client *to) {
+    asks = to;
+    asked_bytes = 0;
+}
+
+/* Those that are counted are not the client's yet. */
+static void replies_end(void) {
+    if (asks)
+        asks->reply_bytes -= asked_bytes;
+    asks = NULL;
+    asked_bytes = 0;
+    first = last = NULL;
+}
 
 static struct reply *add(client *to) {
     struct reply *reply = scratch_alloc(sizeof(*reply));
@@ -38,6 +55,11 @@ static char *room_for(struct reply *reply, size_t length) {
         port_fail("too much to reply");
     reply->bytes = bytes;
     reply->room = room;
+    if (reply->to == asks) {
+        asks->reply_bytes += room;
+        asked_bytes += room;
+        closeClientOnOutputBufferLimitReached(asks, 1);
+    }
     return bytes;
 }
 
@@ -70,7 +92,7 @@ void port_reply_fill(void *reply, const char *bytes, size_t length) {
 void replies_commit(void) {
     struct reply *reply = first;
 
-    first = last = NULL;
+    replies_end();
     for (; reply; reply = reply->next) {
         client *to = reply->to;
 
@@ -83,11 +105,12 @@ void replies_commit(void) {
     scratch_end();
 }
 
-void replies_discard(const client *asked, bool close) {
-    for (struct reply *reply = first; close && reply; reply = reply->next) {
-        if (reply->to != asked && reply->to->conn)
+void replies_discard(bool close) {
+    /* The request may have damaged them. */
+    for (struct reply *reply = first; close && in_scratch(reply); reply = reply->next) {
+        if (in_scratch(reply->next ? reply->next : reply) && reply->to->conn)
             freeClientAsync(reply->to);
     }
-    first = last = NULL;
+    replies_end();
     scratch_end();
 }

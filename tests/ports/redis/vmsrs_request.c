@@ -84,6 +84,7 @@ static bool request_run(void (*function)(void *argument), void *argument, client
     int code;
 
     variables_save(&kept);
+    replies_begin(asks);
     inside = true;
     code = vmsrs_run_with(keyspace, &options, call_inside, &call, NULL);
     inside = false;
@@ -95,7 +96,7 @@ static bool request_run(void (*function)(void *argument), void *argument, client
     outside = 0;
     variables_restore(&kept);
     /* A client that was waiting and was to be served is not waiting any more. */
-    replies_discard(asks, asks == NULL);
+    replies_discard(asks == NULL);
     serverLog(LL_WARNING, "%s: %s", asks ? asks->cmd->fullname : "own work", why);
     return false;
 }
