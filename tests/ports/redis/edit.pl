@@ -56,10 +56,12 @@ all(qr/^#include "zmalloc\.h"\n/m, sub { "$&#include \"vmsrs_port.h\"\n" });
 first_in($_, "    PORT_BESIDE(d);\n") for qw(dictAddRaw _dictExpand);
 within('_dictRehashStep', qr/d->pauserehash == 0/, 'd->pauserehash == 0 && port_can_write(d)');
 in_file('src/server.c');
-first_in($_, "    PORT_OUTSIDE;\n") for qw(incrementErrorCount alsoPropagate);
+first_in($_, "    PORT_OUTSIDE;\n") for qw(incrementErrorCount alsoPropagate updateCommandLatencyHistogram);
 in_file('src/blocked.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(blockForKeys signalKeyAsReady updateStatsOnUnblock);
 within('signalKeyAsReady', qr/(?=^    rl = zmalloc\()/m, "    key = port_key(key);\n");
+in_file('src/networking.c');
+first_in($_, "    PORT_OUTSIDE;\n") for qw(getClientPeerId getClientSockname closeClientOnOutputBufferLimitReached);
 in_file('src/timeout.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(addClientToTimeoutTable removeClientFromTimeoutTable);
 in_file('src/tracking.c');
@@ -76,7 +78,7 @@ is_inside('performEvictions', 'evict_inside');
 in_file('src/lazyfree.c');
 within('freeObjAsync', qr/free_effort > LAZYFREE_THRESHOLD && obj->refcount == 1/, '0 && free_effort');
 in_file('src/db.c');
-within('emptyDbStructure', qr/\bif \(async\)/, 'if (0)');
+within('emptyDbStructure', qr/\bif \(async\)/, 'if (0 && async)');
 
 # ---- The keyspace: its values are its own
 first_in($_, "    val = port_own(val);\n") for qw(dbAdd dbOverwrite);

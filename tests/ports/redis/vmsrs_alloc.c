@@ -33,7 +33,7 @@ void scratch_open(void) {
     }
 }
 
-bool in_scratch(const void *address) {
+static bool in_scratch(const void *address) {
     return (const char *)address >= scratch && (const char *)address < scratch + BYTES;
 }
 

@@ -27,6 +27,5 @@ void scratch_open(void);
 /* Memory outside of domains, until scratch_end(), between pages that nobody can touch. Null if there is no more. */
 void *scratch_alloc(size_t bytes);
 void scratch_end(void);
-bool in_scratch(const void *address);
 
 #endif

@@ -106,9 +106,8 @@ void replies_commit(void) {
 }
 
 void replies_discard(bool close) {
-    /* The request may have damaged them. */
-    for (struct reply *reply = first; close && in_scratch(reply); reply = reply->next) {
-        if (in_scratch(reply->next ? reply->next : reply) && reply->to->conn)
+    for (struct reply *reply = first; close && reply; reply = reply->next) {
+        if (reply->to->conn)
             freeClientAsync(reply->to);
     }
     replies_end();
