@@ -67,7 +67,7 @@ void *port_calloc(size_t count, size_t size) {
 }
 
 void *port_realloc(void *block, size_t size) {
-    if (block ? in_domain(block) : is_for_domain())
+    if (block ? vmsrs_is_domain_address(block) : is_for_domain())
         return vmsrs_realloc(keyspace, block, size);
     return realloc(block, size);
 }
@@ -81,7 +81,7 @@ static void check_inside(const char *what) {
 }
 
 void port_free(void *block) {
-    if (in_domain(block)) {
+    if (vmsrs_is_domain_address(block)) {
         check_inside("a block freed");
         vmsrs_free(keyspace, block);
     } else if (!in_scratch(block)) {
@@ -90,7 +90,7 @@ void port_free(void *block) {
 }
 
 size_t port_size(void *block) {
-    if (in_domain(block)) {
+    if (vmsrs_is_domain_address(block)) {
         check_inside("the size of a block");
         return vmsrs_usable_size(block);
     }
@@ -105,7 +105,7 @@ int port_outside_begin(void) {
 }
 
 int port_beside_begin(const void *block) {
-    int begins = !in_domain(block);
+    int begins = !vmsrs_is_domain_address(block);
 
     outside += begins;
     return begins;

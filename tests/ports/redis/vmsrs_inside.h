@@ -4,7 +4,7 @@
 #define VMSRS_INSIDE_H
 
 #include <stdbool.h>
-#include <stdint.h>
+#include <stddef.h>
 
 #include "vmsrs_server.h"
 
@@ -18,10 +18,6 @@ extern __thread bool inside;
 
 /* How deep the thread is in functions whose blocks are ordinary memory. */
 extern __thread int outside;
-
-static inline bool in_domain(const void *address) {
-    return (uintptr_t)address >= DOMAINS_START && (uintptr_t)address < DOMAINS_END;
-}
 
 void scratch_open(void);
 /* Memory outside of domains, until scratch_end(), between pages that nobody can touch. Null if there is no more. */

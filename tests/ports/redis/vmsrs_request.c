@@ -77,8 +77,9 @@ static void describe(int code, char *text, size_t size) {
         snprintf(text, size, "request failed: %s", vmsrs_strerror(code));
 }
 
-/* Runs the function as a request. If it fails, `why` says why, and nothing has been replied. */
-static bool request_run(void (*function)(void *argument), void *argument, client *asks, char *why, size_t size) {
+/* Runs the function as a request, for a client or for the server itself. If it fails, `why` says why, and nothing has been replied. */
+static bool request_run(const char *name, void (*function)(void *argument), void *argument, client *asks, char *why,
+                        size_t size) {
     struct call call = {function, argument};
     struct variables kept;
     int code;
@@ -97,7 +98,7 @@ static bool request_run(void (*function)(void *argument), void *argument, client
     variables_restore(&kept);
     /* A client that was waiting and was to be served is not waiting any more. */
     replies_discard(asks == NULL);
-    serverLog(LL_WARNING, "%s: %s", asks ? asks->cmd->fullname : "own work", why);
+    serverLog(LL_WARNING, "%s: %s", name, why);
     return false;
 }
 
@@ -131,7 +132,7 @@ void port_open(void (*create)(void)) {
         server_die(key, code);
     keyspace = domain;
     scratch_open();
-    if (!request_run(open_inside, &create, NULL, why, sizeof(why)))
+    if (!request_run("start", open_inside, &create, NULL, why, sizeof(why)))
         exit(EXIT_FAILURE);
 }
 
@@ -194,7 +195,7 @@ void port_command(client *client) {
         client->cmd->proc(client);
         return;
     }
-    done = request_run(command_inside, &command, client, why, sizeof(why));
+    done = request_run(client->cmd->fullname, command_inside, &command, client, why, sizeof(why));
     client->argv = command.argv;
     client->argc = command.argc;
     client->argv_len_sum = command.argv_len_sum;
@@ -217,7 +218,7 @@ static bool own_work(void (*function)(void *argument), void *argument) {
         function(argument);
         return true;
     }
-    return request_run(function, argument, NULL, why, sizeof(why));
+    return request_run("own work", function, argument, NULL, why, sizeof(why));
 }
 
 static void call_expire(void *argument) {

@@ -16,11 +16,11 @@ dict *port_dict_outside(dictType *type) {
 }
 
 bool port_can_write(const void *block) {
-    return inside || !in_domain(block);
+    return inside || !vmsrs_is_domain_address(block);
 }
 
 robj *port_own(robj *value) {
-    if (!inside || outside || in_domain(value) || value->refcount == OBJ_SHARED_REFCOUNT || value->type != OBJ_STRING)
+    if (!inside || outside || vmsrs_is_domain_address(value) || value->refcount == OBJ_SHARED_REFCOUNT || value->type != OBJ_STRING)
         return value;
     if (value->encoding == OBJ_ENCODING_INT)
         return createStringObjectFromLongLongForValue((long)value->ptr);
@@ -28,7 +28,7 @@ robj *port_own(robj *value) {
 }
 
 robj *port_key(robj *key) {
-    return in_domain(key) ? createStringObject(key->ptr, sdslen(key->ptr)) : key;
+    return vmsrs_is_domain_address(key) ? createStringObject(key->ptr, sdslen(key->ptr)) : key;
 }
 
 void port_touch(robj *value, unsigned int clock) {
