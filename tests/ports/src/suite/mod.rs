@@ -22,7 +22,7 @@ pub(crate) fn run(
     builds: &Builds,
     mode: Mode,
     only: &str,
-    found: &mut dyn FnMut(SuiteFile),
+    found: &mut dyn FnMut(SuiteFile) -> Result<()>,
 ) -> Result<()> {
     match server {
         Server::Redis => redis::run(builds, mode, only, found),

@@ -34,7 +34,7 @@ pub(super) fn run(
     builds: &Builds,
     mode: Mode,
     only: &str,
-    found: &mut dyn FnMut(SuiteFile),
+    found: &mut dyn FnMut(SuiteFile) -> Result<()>,
 ) -> Result<()> {
     let folder = builds.place().join(format!("suite-{}", mode.name()));
     if folder.exists() {
@@ -66,7 +66,7 @@ pub(super) fn run(
         found(match reason {
             Some((_, reason)) => result(mode, &file, Some(reason), Vec::new()),
             None => one(&place, mode, &file, port, ports)?,
-        });
+        })?;
         port += ports;
     }
     Ok(())

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 const PORTS: u16 = 31_000;
 const PORT_COUNT: u16 = 1000;
 /// Files of the tests that are run. Left out are those of clusters, replication, sentinels, modules, files (AOF, RDB) and TLS.
-const FILES: [&str; 41] = [
+const FILES: [&str; 40] = [
     "unit/acl",
     "unit/acl-v2",
     "unit/auth",
@@ -43,7 +43,6 @@ const FILES: [&str; 41] = [
     "unit/other",
     "unit/protocol",
     "unit/pubsub",
-    "unit/querybuf",
     "unit/scan",
     "unit/scripting",
     "unit/slowlog",
@@ -82,7 +81,7 @@ pub(super) fn run(
     builds: &Builds,
     mode: Mode,
     only: &str,
-    found: &mut dyn FnMut(SuiteFile),
+    found: &mut dyn FnMut(SuiteFile) -> Result<()>,
 ) -> Result<()> {
     let folder = builds.folder(mode);
     let skipped = builds.place().join("skipped-tests");
@@ -95,7 +94,7 @@ pub(super) fn run(
     let port = PORTS + if mode == Mode::Plain { 0 } else { PORT_COUNT };
     for file in FILES {
         if file.contains(only) {
-            found(one(folder, mode, file, &skipped, port)?);
+            found(one(folder, mode, file, &skipped, port)?)?;
         }
     }
     Ok(())
