@@ -62,16 +62,18 @@ first_in($_, "    PORT_OUTSIDE;\n") for qw(blockForKeys signalKeyAsReady updateS
 within('signalKeyAsReady', qr/(?=^    rl = zmalloc\()/m, "    key = port_key(key);\n");
 in_file('src/networking.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(getClientPeerId getClientSockname closeClientOnOutputBufferLimitReached);
+in_file('src/rdb.c');
+first_in('rdbFunctionLoad', "    PORT_OUTSIDE;\n");
 in_file('src/timeout.c');
 first_in($_, "    PORT_OUTSIDE;\n") for qw(addClientToTimeoutTable removeClientFromTimeoutTable);
 in_file('src/tracking.c');
-first_in('trackingInvalidateKey', "    PORT_OUTSIDE;\n");
+first_in($_, "    PORT_OUTSIDE;\n") for qw(trackingInvalidateKey trackingInvalidateKeysOnFlush);
 in_file('src/notify.c');
 first_in('notifyKeyspaceEvent', "    PORT_OUTSIDE;\n");
 in_file('src/latency.c');
 first_in('latencyAddSample', "    PORT_OUTSIDE;\n");
 in_file('src/evict.c');
-first_in('evictionPoolPopulate', "    PORT_OUTSIDE;\n");
+first_in($_, "    PORT_OUTSIDE;\n") for qw(evictionPoolPopulate startEvictionTimeProc);
 is_inside('performEvictions', 'evict_inside');
 
 # Nothing of the keyspace is freed by other threads
