@@ -74,5 +74,7 @@ mod tests {
         assert!(domains.contains(&format!("DOMAINS_END 0x{high}\n")));
         assert!(regions.contains(&format!("REGIONS_START 0x0{low}\n")));
         assert!(scratch.contains(&format!("START 0x0{low}\n")));
+        let scratch = include_str!("../../../redis/vmsrs_alloc.c");
+        assert!(scratch.contains(&format!("START 0x0{low}\n")));
     }
 }
