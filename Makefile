@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo port-memcached port-mosquitto build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
+.PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
 	lint unit e2e shortcampaign fuzz propagation fetch trixie debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
@@ -47,6 +47,9 @@ port-memcached: fetch build-ports ## Port Debian's memcached: its own tests, loa
 
 port-mosquitto: fetch build-ports ## Port Debian's mosquitto: load, costs and errors in a guest (PARTS=load,throughput,...)
 	$(CARGO) run --quiet --release -p vmsrs-ports -- mosquitto $(if $(PARTS),--parts $(PARTS))
+
+port-redis: fetch build-ports ## Port Debian's redis: its own tests, load, costs and errors in a guest (PARTS=suite,load,...)
+	$(CARGO) run --quiet --release -p vmsrs-ports -- redis $(if $(PARTS),--parts $(PARTS))
 
 test: fetch lint kmod unit costs e2e shortcampaign ## Run all checks and tests
 

@@ -990,6 +990,17 @@ int vmsrs_free(const struct vmsrs_domain *domain, void *block);
 size_t vmsrs_usable_size(const void *block);
 
 /**
+ * Tells whether an address is one of those that domains have.
+ *
+ * For a free() that gets blocks of domains and others. Only the number is
+ * compared: there may be nothing at the address. Can be called anywhere.
+ *
+ * @param address Any address.
+ * @return 1 if it is; 0 if it is not, and for null.
+ */
+VMSRS_MUST_USE int vmsrs_is_domain_address(const void *address);
+
+/**
  * Tells the number of a domain in its app.
  *
  * All processes know the domain by it, for as long as it is not deleted. The

@@ -39,7 +39,7 @@ pub use api::allocator::DomainAllocator;
 pub use api::app::Protection;
 pub use api::domain::DomainOptions;
 pub use api::guard::{guard, guard_variables, open_guard};
-pub use api::inquiry::{held_domain, in_request, usable_size};
+pub use api::inquiry::{held_domain, in_request, is_domain_address, usable_size};
 pub use api::lease::Lease;
 pub use api::mutex::Mutex;
 pub use api::options::{Audit, Options};

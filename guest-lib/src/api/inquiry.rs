@@ -6,12 +6,22 @@ use crate::run::left::working;
 use crate::state::domain::Domain;
 use crate::thread::{self, Phase};
 use std::ptr::NonNull;
+use vmsrs_protocol::{APP_BASE, APP_PAGES, MAX_APPS, PAGE_SIZE};
 
 /// Whether the calling thread works for a request, of any app: in the function of [`crate::Domain::run`], in a step of a
 /// task, or in what has joined a request. Not in defers, which run when their request is over.
 #[must_use]
 pub fn in_request() -> bool {
     working().is_some_and(|thread| thread.phase() == Phase::Running)
+}
+
+/// Whether an address is one of those that domains have, of any app: a number is compared, and there may be nothing at the
+/// address. For allocators' `free`, which gets blocks of domains and others.
+#[must_use]
+pub const fn is_domain_address(address: usize) -> bool {
+    const BYTES: u64 = MAX_APPS as u64 * APP_PAGES as u64 * PAGE_SIZE as u64;
+    // Below the first one it wraps around.
+    (address as u64).wrapping_sub(APP_BASE) < BYTES
 }
 
 /// The domain with a number ([`Domain::number`]) that the calling thread's request holds. `None` if it holds none with that number, and
@@ -50,4 +60,21 @@ pub fn usable_size(block: NonNull<u8>) -> Result<usize, Error> {
         }
         Err(Error::NotHeld)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_domains_are_known() {
+        let first = APP_BASE as usize;
+        // 63 apps of 1 TiB.
+        let end = first + (63 << 40);
+        assert!(is_domain_address(first) && is_domain_address(end - 1));
+        assert!(!is_domain_address(first - 1) && !is_domain_address(end));
+        assert!(!is_domain_address(0) && !is_domain_address(usize::MAX));
+        let local = 0u8;
+        assert!(!is_domain_address(std::ptr::from_ref(&local).addr()));
+    }
 }

@@ -1,7 +1,7 @@
 //! Questions about the request of the calling thread, and about pointers.
 
 use super::codes::{errno_of, set_errno};
-use crate::{Domain, held_domain, in_request, usable_size};
+use crate::{Domain, held_domain, in_request, is_domain_address, usable_size};
 use std::ffi::{c_int, c_void};
 use std::ptr::{self, NonNull};
 
@@ -16,6 +16,19 @@ use std::ptr::{self, NonNull};
 #[unsafe(no_mangle)]
 pub extern "C" fn vmsrs_in_request() -> c_int {
     c_int::from(in_request())
+}
+
+/// Tells whether an address is one of those that domains have.
+///
+/// For a free() that gets blocks of domains and others. Only the number is compared: there may be
+/// nothing at the address. Can be called anywhere.
+///
+/// @param address Any address.
+/// @return 1 if it is; 0 if it is not, and for null.
+#[must_use]
+#[unsafe(no_mangle)]
+pub extern "C" fn vmsrs_is_domain_address(address: *const c_void) -> c_int {
+    c_int::from(is_domain_address(address.addr()))
 }
 
 /// Tells the number of a domain in its app.

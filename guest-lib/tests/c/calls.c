@@ -54,6 +54,8 @@ static int right(vmsrs_request *request, void *argument)
 	CHECK(vmsrs_in_request() == 1);
 	CHECK(vmsrs_usable_size(block) == 5000 && vmsrs_usable_size(wide) == 10);
 	CHECK(vmsrs_usable_size(NULL) == 0);
+	CHECK(vmsrs_is_domain_address(block) == 1 && vmsrs_is_domain_address(wide + 9) == 1);
+	CHECK(!vmsrs_is_domain_address(&result) && !vmsrs_is_domain_address(NULL));
 	errno = 0;
 	CHECK(vmsrs_usable_size(&result) == 0 && errno == EPERM);
 	CHECK(vmsrs_set_root(one, block) == VMSRS_OK);

@@ -33,6 +33,8 @@ enum Command {
     Memcached(run::Arguments),
     /// mosquitto: writes target/ports/mosquitto/report.json.
     Mosquitto(run::Arguments),
+    /// redis: writes target/ports/redis/report.json.
+    Redis(run::Arguments),
     /// Work here, in the guest.
     #[command(hide = true)]
     Guest,
@@ -45,6 +47,7 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Memcached(arguments) => run::run(Server::Memcached, &arguments),
         Command::Mosquitto(arguments) => run::run(Server::Mosquitto, &arguments),
+        Command::Redis(arguments) => run::run(Server::Redis, &arguments),
         Command::Guest => guest::work(),
         Command::Host(plans) => host::run(&plans.kernel, &plans.initramfs, &plans.read::<Plan>()?),
     }

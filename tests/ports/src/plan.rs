@@ -33,6 +33,8 @@ pub(crate) enum Server {
     Memcached,
     /// A broker: one thread with an event loop, and users that share trees.
     Mosquitto,
+    /// A store: one thread with an event loop, and a keyspace of all users.
+    Redis,
 }
 
 impl Server {
@@ -41,6 +43,7 @@ impl Server {
         match self {
             Self::Memcached => "memcached",
             Self::Mosquitto => "mosquitto",
+            Self::Redis => "redis",
         }
     }
 }

@@ -79,8 +79,8 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let attacked = chosen.contains(&Choice::Errors) || chosen.contains(&Choice::Bugs);
     let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
-    if server == Server::Mosquitto && chosen.remove(&Choice::Suite) {
-        run_suite(&builds, &folder, &arguments.only)?;
+    if server != Server::Memcached && chosen.remove(&Choice::Suite) {
+        run_suite(server, &builds, &folder, &arguments.only)?;
         if chosen.is_empty() {
             return conclude(server, &folder, &builds);
         }
@@ -100,6 +100,7 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
             }
         }
         Server::Mosquitto => guest = image::mosquitto::add_builds(guest, &builds)?,
+        Server::Redis => guest = image::redis::add_builds(guest, &builds)?,
     }
     if attacked {
         let injector = vmsrs_campaign::build_injector(builds.place())?;
@@ -190,22 +191,24 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs the own suite of a server whose suite is not run in guests.
-fn run_suite(builds: &Builds, folder: &Path, only: &str) -> Result<()> {
-    for mode in Mode::ALL {
-        let mut findings = Vec::new();
-        suite::run(builds, mode, only, |file| {
-            eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
-            findings.push(file);
-        })?;
-        let mut report = Report::load(folder, builds);
-        report.begin(&Part::Suite {
+fn run_suite(server: Server, builds: &Builds, folder: &Path, only: &str) -> Result<()> {
+    // The port first: the other one is to compare with.
+    for mode in Mode::ALL.into_iter().rev() {
+        let mut begins = Some(Part::Suite {
             mode,
             shards: 1,
             only: only.to_owned(),
         });
-        let findings = findings.into_iter().map(Finding::Suite);
-        findings.for_each(|finding| report.add(finding));
-        results::write_report(folder, &report)?;
+        suite::run(server, builds, mode, only, &mut |file| {
+            eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
+            // Other parts may run meanwhile.
+            let mut report = Report::load(folder, builds);
+            if let Some(part) = begins.take() {
+                report.begin(&part);
+            }
+            report.add(Finding::Suite(file));
+            results::write_report(folder, &report).map(drop)
+        })?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod memcached;
 mod mosquitto;
+mod redis;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ impl Builds {
         let recipe = match server {
             Server::Memcached => memcached::recipe(),
             Server::Mosquitto => mosquitto::recipe(),
+            Server::Redis => redis::recipe(),
         };
         let source = bed.source(server.name())?;
         let name = source.file_name().unwrap_or_default().to_string_lossy();

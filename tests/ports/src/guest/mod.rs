@@ -3,6 +3,7 @@
 mod errors;
 mod memcached;
 mod mosquitto;
+mod redis;
 mod server;
 
 use std::io::{Write, stdin, stdout};
@@ -22,6 +23,7 @@ pub(crate) fn work() -> Result<()> {
     match plan.server {
         Server::Memcached => memcached::work(plan.part),
         Server::Mosquitto => mosquitto::work(plan.part),
+        Server::Redis => redis::work(plan.part),
     }
 }
 

@@ -2,3 +2,4 @@
 
 pub(crate) mod memcached;
 pub(crate) mod mosquitto;
+pub(crate) mod redis;

@@ -72,5 +72,7 @@ mod tests {
         let regions = include_str!("../../../memcached/vmsrs_region.c");
         assert!(domains.contains(&format!("DOMAINS_END 0x{high}\n")));
         assert!(regions.contains(&format!("REGIONS_START 0x0{low}\n")));
+        let scratch = include_str!("../../../redis/vmsrs_alloc.c");
+        assert!(scratch.contains(&format!("START 0x0{low}\n")));
     }
 }

@@ -1,19 +1,17 @@
 //! mosquitto's own tests, on this machine and without a device: they need Python, which guests do not have.
 
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use vmsrs_bed::{patience, project};
+use anyhow::{Result, ensure};
 
+use super::run_program;
 use crate::build::Builds;
 use crate::plan::{Mode, SuiteFile};
 
-/// How long a file may take, scaled by [`patience`]; the longest takes half a minute.
+/// How long a file may take, scaled by what the machine takes longer; the longest takes half a minute.
 const LIMIT: Duration = Duration::from_secs(180);
 /// The first port that tests use; each build has as many.
 const PORTS: u16 = 21_000;
@@ -32,11 +30,11 @@ const SKIPPED: [(&str, &str); 5] = [
 ];
 
 /// Runs the tests of a build, those whose name contains `only`.
-pub(crate) fn run(
+pub(super) fn run(
     builds: &Builds,
     mode: Mode,
     only: &str,
-    mut found: impl FnMut(SuiteFile),
+    found: &mut dyn FnMut(SuiteFile) -> Result<()>,
 ) -> Result<()> {
     let folder = builds.place().join(format!("suite-{}", mode.name()));
     if folder.exists() {
@@ -68,7 +66,7 @@ pub(crate) fn run(
         found(match reason {
             Some((_, reason)) => result(mode, &file, Some(reason), Vec::new()),
             None => one(&place, mode, &file, port, ports)?,
-        });
+        })?;
         port += ports;
     }
     Ok(())
@@ -131,46 +129,18 @@ fn result(mode: Mode, file: &str, skipped: Option<&str>, failures: Vec<String>) 
 }
 
 fn one(place: &Path, mode: Mode, file: &str, port: u16, ports: u16) -> Result<SuiteFile> {
-    let log = place.join("log");
-    let output = File::create(&log)?;
-    let library = project::built("libvmsrs.so")?;
-    let mut python = Command::new("python3")
+    let mut python = Command::new("python3");
+    python
         .arg(file)
-        .args((port..port + ports).map(|port| port.to_string()))
-        .current_dir(place)
-        .env("VMSRS_DEVICE", "none")
-        .env(
-            "LD_LIBRARY_PATH",
-            library.parent().unwrap_or(Path::new("/")),
-        )
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .process_group(0)
-        .spawn()
-        .context("python3")?;
-    let (start, limit) = (Instant::now(), patience::scaled(LIMIT));
-    let status = loop {
-        if let Some(status) = python.try_wait()? {
-            break Some(status);
-        }
-        if start.elapsed() > limit {
-            break None;
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    let group = i32::try_from(python.id())?;
-    // SAFETY: sends a signal to the process group that was made for the file.
-    unsafe { libc::kill(-group, libc::SIGKILL) };
-    python.wait()?;
-    let failures = match status {
-        Some(status) if status.success() => Vec::new(),
-        Some(_) => {
-            let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-            let last: Vec<_> = text.lines().rev().take(2).collect();
+        .args((port..port + ports).map(|port| port.to_string()));
+    let outcome = run_program(&mut python, place, LIMIT)?;
+    let failures = match outcome.success {
+        Some(true) => Vec::new(),
+        Some(false) => {
+            let last: Vec<_> = outcome.text.lines().rev().take(2).collect();
             vec![last.join(" | ")]
         }
-        None => vec![format!("no end after {limit:?}")],
+        None => vec![format!("no end after {LIMIT:?}, scaled")],
     };
     Ok(result(mode, file, None, failures))
 }
