@@ -17,8 +17,9 @@ const PARTS: [&str; 6] = [
     "vmsrs_server",
 ];
 /// Those that memcached's own sources include, and those that take the place of some.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
     "vmsrs_port.h",
+    "vmsrs_mutex.h",
     "vmsrs_request.h",
     "vmsrs_crawl.h",
     "assoc.c",
