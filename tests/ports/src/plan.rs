@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// One of the two builds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// As Debian has it.
@@ -63,6 +65,8 @@ pub(crate) enum Part {
         shards: u32,
         /// Only files whose name contains this.
         only: String,
+        /// Files that are left out: an earlier run has their results.
+        done: Vec<String>,
     },
     /// What a command costs the server.
     Throughput {
@@ -88,9 +92,9 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Whether the clock counts instructions.
+    /// Whether the clock counts instructions: for measurements, and for tests that wait for times.
     pub(crate) fn is_timed(&self) -> bool {
-        matches!(self, Self::Throughput { .. })
+        matches!(self, Self::Throughput { .. } | Self::Suite { .. })
     }
 }
 

@@ -35,6 +35,18 @@ struct Suite {
     files: Vec<SuiteFile>,
 }
 
+impl Suite {
+    /// Adds a file, in place of what an earlier run has found of it.
+    fn add(&mut self, file: SuiteFile) {
+        self.files.retain(|earlier| earlier.file != file.file);
+        self.files.push(file);
+        self.passed = self.files.iter().map(|file| file.passed).sum();
+        self.failed = self.files.iter().map(|file| file.failed).sum();
+        let skipped = self.files.iter().filter(|file| file.skipped.is_some());
+        self.files_skipped = skipped.count() as u32;
+    }
+}
+
 /// Commands per second of the server's CPU time.
 #[derive(Debug, Serialize, Deserialize)]
 struct Row {
@@ -60,7 +72,11 @@ impl Report {
     /// Forgets what earlier runs have found of a part that runs now.
     pub(crate) fn begin(&mut self, part: &Part) {
         match part {
-            Part::Suite { mode, .. } => drop(self.own_suite.remove(mode)),
+            // Otherwise what it has of the other files stays.
+            Part::Suite {
+                mode, only, done, ..
+            } if only.is_empty() && done.is_empty() => drop(self.own_suite.remove(mode)),
+            Part::Suite { .. } => {}
             Part::Throughput { .. } => self.throughput.clear(),
             Part::Load => self.load.clear(),
             Part::Errors { seed, .. } => {
@@ -73,15 +89,20 @@ impl Report {
         }
     }
 
+    /// Files of the suite that it has.
+    pub(crate) fn files_done(&self, mode: Mode) -> Vec<String> {
+        let files = self
+            .own_suite
+            .get(&mode)
+            .map_or(&[][..], |suite| &suite.files);
+        files.iter().map(|file| file.file.clone()).collect()
+    }
+
     /// Adds what was found.
     pub(crate) fn add(&mut self, finding: Finding) {
         match finding {
             Finding::Suite(file) => {
-                let suite = self.own_suite.entry(file.mode).or_default();
-                suite.passed += file.passed;
-                suite.failed += file.failed;
-                suite.files_skipped += u32::from(file.skipped.is_some());
-                suite.files.push(file);
+                self.own_suite.entry(file.mode).or_default().add(file);
             }
             Finding::Throughput(one) => {
                 let mix = one.mix;
@@ -196,4 +217,53 @@ const INJECTOR: &str = "injector";
 /// The class of what the injector has made with a seed.
 pub(crate) fn injector(seed: u64) -> String {
     format!("{INJECTOR}, seed {seed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, failed: u32) -> SuiteFile {
+        SuiteFile {
+            mode: Mode::Plain,
+            shards: 1,
+            file: name.to_owned(),
+            passed: 3,
+            failed,
+            skipped: None,
+            failures: Vec::new(),
+        }
+    }
+
+    fn suite(only: &str, done: Vec<String>) -> Part {
+        Part::Suite {
+            mode: Mode::Plain,
+            shards: 1,
+            only: only.to_owned(),
+            done,
+        }
+    }
+
+    #[test]
+    fn a_file_that_runs_again_takes_the_place_of_its_earlier_result() {
+        let mut report = Report::default();
+        for file in [file("a.t", 1), file("b.t", 0), file("a.t", 0)] {
+            report.add(Finding::Suite(file));
+        }
+        let plain = &report.own_suite[&Mode::Plain];
+        assert_eq!((plain.passed, plain.failed), (6, 0));
+        assert_eq!(report.files_done(Mode::Plain), ["b.t", "a.t"]);
+        assert!(report.files_done(Mode::Protected).is_empty());
+    }
+
+    #[test]
+    fn a_part_of_the_suite_leaves_the_results_of_the_other_files() {
+        let mut report = Report::default();
+        report.add(Finding::Suite(file("a.t", 0)));
+        report.begin(&suite("b", Vec::new()));
+        report.begin(&suite("", report.files_done(Mode::Plain)));
+        assert_eq!(report.files_done(Mode::Plain), ["a.t"]);
+        report.begin(&suite("", Vec::new()));
+        assert!(report.files_done(Mode::Plain).is_empty());
+    }
 }

@@ -32,6 +32,17 @@ pub(crate) struct Arguments {
     /// Of the server's own suite, only files whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Builds that the server's own suite is run with.
+    #[arg(
+        long,
+        value_name = "BUILD,...",
+        value_delimiter = ',',
+        default_value = "plain,protected"
+    )]
+    builds: Vec<Mode>,
+    /// Of the server's own suite, only files that the report does not have yet.
+    #[arg(long)]
+    resume: bool,
     /// Shards of the protected server in its suite: with one, its limits are those of the plain one.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=31))]
     shards: u32,
@@ -80,7 +91,7 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
     if server == Server::Mosquitto && chosen.remove(&Choice::Suite) {
-        run_suite(&builds, &folder, &arguments.only)?;
+        run_suite(&builds, &folder, arguments)?;
         if chosen.is_empty() {
             return conclude(server, &folder, &builds);
         }
@@ -121,11 +132,18 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let mut parts = Vec::new();
     for choice in chosen {
         match choice {
-            Choice::Suite => parts.extend(Mode::ALL.map(|mode| Part::Suite {
-                mode,
-                shards: arguments.shards,
-                only: arguments.only.clone(),
-            })),
+            Choice::Suite => {
+                let report = Report::load(&folder, &builds);
+                parts.extend(arguments.builds.iter().map(|&mode| Part::Suite {
+                    mode,
+                    shards: arguments.shards,
+                    only: arguments.only.clone(),
+                    done: match arguments.resume {
+                        true => report.files_done(mode),
+                        false => Vec::new(),
+                    },
+                }));
+            }
             Choice::Load => parts.push(Part::Load),
             Choice::Throughput => parts.push(Part::Throughput {
                 commands: arguments.commands,
@@ -146,6 +164,20 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     for part in parts {
         let mut findings = Vec::new();
         let timed = part.is_timed();
+        // Other parts may run meanwhile, so the report is read again each time.
+        let save = |begins: bool, findings: &mut Vec<Finding>| {
+            let mut report = Report::load(&folder, &builds);
+            if begins {
+                report.begin(&part);
+            }
+            findings.drain(..).for_each(|finding| report.add(finding));
+            results::write_report(&folder, &report)
+        };
+        // A suite takes long: its report has each file when it has ended.
+        let piecemeal = matches!(part, Part::Suite { .. });
+        if piecemeal {
+            save(true, &mut findings)?;
+        }
         let plan = Plan {
             server,
             part: part.clone(),
@@ -171,6 +203,9 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
                 Ok(finding) => {
                     eprintln!("{line}");
                     findings.push(finding);
+                    if piecemeal && let Err(error) = save(false, &mut findings) {
+                        eprintln!("the report: {error:#}");
+                    }
                 }
                 Err(_) => eprintln!("result: {line}"),
             },
@@ -180,20 +215,16 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
             "the guest failed (see above); the job's exit code is {}",
             outcome.code
         );
-        // Other parts may run meanwhile.
-        let mut report = Report::load(&folder, &builds);
-        report.begin(&part);
-        findings.into_iter().for_each(|finding| report.add(finding));
-        results::write_report(&folder, &report)?;
+        save(!piecemeal, &mut findings)?;
     }
     conclude(server, &folder, &builds)
 }
 
 /// Runs the own suite of a server whose suite is not run in guests.
-fn run_suite(builds: &Builds, folder: &Path, only: &str) -> Result<()> {
-    for mode in Mode::ALL {
+fn run_suite(builds: &Builds, folder: &Path, arguments: &Arguments) -> Result<()> {
+    for &mode in &arguments.builds {
         let mut findings = Vec::new();
-        suite::run(builds, mode, only, |file| {
+        suite::run(builds, mode, &arguments.only, |file| {
             eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
             findings.push(file);
         })?;
@@ -201,7 +232,8 @@ fn run_suite(builds: &Builds, folder: &Path, only: &str) -> Result<()> {
         report.begin(&Part::Suite {
             mode,
             shards: 1,
-            only: only.to_owned(),
+            only: arguments.only.clone(),
+            done: Vec::new(),
         });
         let findings = findings.into_iter().map(Finding::Suite);
         findings.for_each(|finding| report.add(finding));

@@ -15,7 +15,12 @@ use crate::plan::Part;
 /// Does a part.
 pub(super) fn work(part: Part) -> Result<()> {
     match part {
-        Part::Suite { mode, shards, only } => suite::run(mode, shards, &only),
+        Part::Suite {
+            mode,
+            shards,
+            only,
+            done,
+        } => suite::run(mode, shards, &only, &done),
         Part::Throughput { commands } => throughput::measure(commands),
         Part::Load => load::run(),
         Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
