@@ -72,6 +72,8 @@ pub(crate) enum Part {
     Throughput {
         /// Commands of each measurement with the smallest values.
         commands: u32,
+        /// Virtual CPUs of the guest, and threads of the server.
+        vcpus: u32,
     },
     /// Load by tools that are not ours.
     Load,
@@ -95,6 +97,15 @@ impl Part {
     /// Whether the clock counts instructions: for measurements, and for tests that wait for times.
     pub(crate) fn is_timed(&self) -> bool {
         matches!(self, Self::Throughput { .. } | Self::Suite { .. })
+    }
+
+    /// Virtual CPUs of the guest.
+    pub(crate) fn vcpus(&self) -> u32 {
+        match self {
+            Self::Throughput { vcpus, .. } => *vcpus,
+            Self::Suite { .. } => 1,
+            Self::Load | Self::Errors { .. } | Self::Bugs { .. } => 2,
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Report {
                 mode, only, done, ..
             } if only.is_empty() && done.is_empty() => drop(self.own_suite.remove(mode)),
             Part::Suite { .. } => {}
-            Part::Throughput { .. } => self.throughput.clear(),
+            Part::Throughput { vcpus, .. } => self.throughput.retain(|row| row.vcpus != *vcpus),
             Part::Load => self.load.clear(),
             Part::Errors { seed, .. } => {
                 let class = injector(*seed);
@@ -159,9 +159,10 @@ impl Report {
         }
         for row in &self.throughput {
             line(format!(
-                "{}, {} bytes: {:.0} plain, {:.0} protected, {:.3}",
+                "{}, {} bytes, {} vCPUs: {:.0} plain, {:.0} protected, {:.3}",
                 row.mix,
                 row.value_bytes,
+                row.vcpus,
                 row.plain,
                 row.protected,
                 row.protected / row.plain
@@ -265,5 +266,26 @@ mod tests {
         assert_eq!(report.files_done(Mode::Plain), ["a.t"]);
         report.begin(&suite("", Vec::new()));
         assert!(report.files_done(Mode::Plain).is_empty());
+    }
+
+    #[test]
+    fn measurements_with_other_numbers_of_vcpus_stay() {
+        let mut report = Report::default();
+        for (vcpus, mode) in [(1, Mode::Plain), (1, Mode::Protected), (2, Mode::Plain)] {
+            report.add(Finding::Throughput(crate::plan::Throughput {
+                mode,
+                mix: "95/5".to_owned(),
+                value_bytes: 100,
+                vcpus,
+                nanoseconds: 20_000.0,
+                commands: 1,
+            }));
+        }
+        report.begin(&Part::Throughput {
+            commands: 1,
+            vcpus: 2,
+        });
+        let rows: Vec<_> = report.throughput.iter().map(|row| row.vcpus).collect();
+        assert_eq!(rows, [1]);
     }
 }

@@ -61,6 +61,15 @@ pub(crate) struct Arguments {
     /// Commands of each measurement, for the smallest values.
     #[arg(long, default_value_t = 4000)]
     commands: u32,
+    /// Virtual CPUs of the guests that measure, each with as many threads of the server.
+    #[arg(
+        long,
+        value_name = "NUMBER,...",
+        value_delimiter = ',',
+        default_value = "1,2,4"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16))]
+    vcpus: Vec<u32>,
     /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 14_400)]
     deadline: u64,
@@ -145,9 +154,14 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
                 }));
             }
             Choice::Load => parts.push(Part::Load),
-            Choice::Throughput => parts.push(Part::Throughput {
-                commands: arguments.commands,
-            }),
+            Choice::Throughput => {
+                parts.extend(
+                    vcpus(server, &arguments.vcpus).map(|vcpus| Part::Throughput {
+                        commands: arguments.commands,
+                        vcpus,
+                    }),
+                )
+            }
             Choice::Errors => {
                 let pieces = arguments.errors.div_ceil(PIECE);
                 parts.extend((0..pieces).map(|piece| Part::Errors {
@@ -218,6 +232,12 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
         save(!piecemeal, &mut findings)?;
     }
     conclude(server, &folder, &builds)
+}
+
+/// Virtual CPUs of the guests that measure: a server with one thread has one.
+fn vcpus(server: Server, wanted: &[u32]) -> impl Iterator<Item = u32> {
+    let wanted = wanted.iter().copied();
+    wanted.filter(move |vcpus| server == Server::Memcached || *vcpus == 1)
 }
 
 /// Runs the own suite of a server whose suite is not run in guests.

@@ -21,7 +21,7 @@ pub(super) fn work(part: Part) -> Result<()> {
             only,
             done,
         } => suite::run(mode, shards, &only, &done),
-        Part::Throughput { commands } => throughput::measure(commands),
+        Part::Throughput { commands, vcpus } => throughput::measure(commands, vcpus),
         Part::Load => load::run(),
         Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
         Part::Bugs { each } => errors::attack(each),
