@@ -5,6 +5,7 @@
 //! it runs: an error inside it ends the process, as the kernel does with a blocked SIGSEGV; it
 //! cannot loop.
 
+use super::interrupts::Turn;
 use super::{Thread, current};
 use crate::error::Error;
 use crate::failure::Kind;
@@ -245,10 +246,9 @@ fn goes_on(
     registers[libc::REG_EFL as usize] &= !TRAP_FLAG;
     let sleep = Sleep::of(registers);
     let callers = thread.top_words(registers[libc::REG_RSP as usize] as u64);
-    let operations = sleep.operations(callers);
     // A late one, for a request that the thread has left, is ignored.
     if !thread.must_end() {
-        if operations.is_some() {
+        if sleep.operations(callers).is_some() {
             // The function takes it for the end of its wait, and the records stay.
             Sleep::go_on(registers);
         }
@@ -258,25 +258,15 @@ fn goes_on(
         thread.set_pending(true);
         return true;
     }
-    let is_led_out = if thread.fails_standard(sleep, callers) {
-        registers[libc::REG_RAX as usize] = -i64::from(libc::EIO);
-        true
-    } else if thread.has_grace() {
-        true
-    } else if sleep.is_busy(callers) {
-        thread.may_wait(sleep, &can_trap)
-    } else if thread.lends_stack(operations) {
-        false
-    } else if let Some(error) = thread.way_out(sleep, callers, &can_trap) {
+    let turn = thread.turn(sleep, callers, &can_trap);
+    if let Turn::Fails(error) = turn {
         registers[libc::REG_RAX as usize] = -i64::from(error);
-        true
-    } else {
-        false
-    };
-    if is_led_out && thread.is_single_stepping() {
+    }
+    let goes_on = !matches!(turn, Turn::Lands);
+    if goes_on && thread.is_single_stepping() {
         registers[libc::REG_EFL as usize] |= TRAP_FLAG;
     }
-    is_led_out
+    goes_on
 }
 
 /// Whether the library gets the traps of a thread with that signal mask: the kernel ends the process for one that

@@ -35,6 +35,17 @@ const STEP_LIMIT: Duration = Duration::from_millis(50);
 /// [`WAYS_OUT`] times are less than the second after which the driver fails the request without its thread.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// What a thread does that an interrupt has found, and whose request has to end.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// It goes on, and is looked at again.
+    GoesOn,
+    /// So it does, and is told that its system call has failed with that error.
+    Fails(c_int),
+    /// It goes to its landing.
+    Lands,
+}
+
 /// Runs code that must not be cut short, on a thread with or without a request: see [`Thread::critical`].
 pub(crate) fn uninterrupted<T>(code: impl FnOnce() -> T) -> T {
     match current() {
@@ -133,10 +144,29 @@ impl Thread {
         unsafe { switch::leap(self.saved()) }
     }
 
+    /// What the thread does, which can be cut short. `can_trap` says whether its traps come to the library. Async-signal-safe.
+    pub(super) fn turn(&self, sleep: Sleep, callers: &[u64], can_trap: impl Fn() -> bool) -> Turn {
+        if self.fails_standard(sleep, callers) {
+            return Turn::Fails(libc::EIO);
+        }
+        if self.has_grace() {
+            return Turn::GoesOn;
+        }
+        if sleep.is_busy(callers) {
+            let waits = self.may_wait(sleep, can_trap);
+            return if waits { Turn::GoesOn } else { Turn::Lands };
+        }
+        if self.lends_stack(sleep.operations(callers)) {
+            return Turn::Lands;
+        }
+        let error = self.way_out(sleep, callers, can_trap);
+        error.map_or(Turn::Lands, Turn::Fails)
+    }
+
     /// Whether the interrupt waits until the thread has left the C library: it comes again a little later, or
     /// the thread is single-stepped from now on, if `can_trap` says that its traps come to the library. Not if it has
     /// waited too long already. Async-signal-safe.
-    pub(crate) fn may_wait(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
+    fn may_wait(&self, sleep: Sleep, can_trap: impl FnOnce() -> bool) -> bool {
         let has_single_stepped = self.marks.single_stepping.take();
         if !has_single_stepped {
             self.marks.waited.set(self.marks.waited.get() + 1);
@@ -163,7 +193,7 @@ impl Thread {
 
     /// The error that ends what the thread sleeps in, with which it is single-stepped out of the C library; if `can_trap` says
     /// as above, and not too often in a request. Async-signal-safe.
-    pub(crate) fn way_out(
+    fn way_out(
         &self,
         sleep: Sleep,
         callers: &[u64],
@@ -192,7 +222,7 @@ impl Thread {
 
     /// Whether what the thread sleeps in fails, and the thread goes on for a moment: see [`Sleep::uses_standard_descriptor`]. The
     /// request fails also if it ends by itself meanwhile. Not too often in a request. Async-signal-safe.
-    pub(crate) fn fails_standard(&self, sleep: Sleep, callers: &[u64]) -> bool {
+    fn fails_standard(&self, sleep: Sleep, callers: &[u64]) -> bool {
         let steps = self.marks.steps.get();
         if steps >= STEPS
             || !sleep.uses_standard_descriptor(callers)

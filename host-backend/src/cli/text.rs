@@ -7,9 +7,14 @@ use serde::Serialize;
 
 /// Writes one line of JSON to standard output.
 pub(super) fn write_json(value: &impl Serialize) -> io::Result<()> {
+    write(&json_line(value)?)
+}
+
+/// A line of JSON, in which every character that a terminal would act on is escaped.
+pub(super) fn json_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut line = json(value)?;
     line.push(b'\n');
-    write(&line)
+    Ok(line)
 }
 
 /// JSON in which every character that a terminal would act on is escaped: it may be shown there, and

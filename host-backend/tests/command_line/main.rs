@@ -4,6 +4,7 @@
 mod outputs;
 
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
@@ -503,8 +504,25 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     assert_sentence(&run(&["incidents", "7"]), NOT_FOUND, &["no incident 7"]);
     let second = place.command(&place.path("kernel"), &[]).output().unwrap();
     assert_sentence(&second, BUSY, &["vm.sock", "running VM"]);
+    let mut follower = vmsrs();
+    follower.args(["incidents", "--follow", "--socket", &socket]);
+    let mut follower = follower
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut head = [0; 2];
+    follower
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut head)
+        .unwrap();
+    assert_eq!(&head, b"ID");
     let mut client = Client::connect(Path::new(&socket)).unwrap();
     assert_eq!(client.ask(Request::Stop {}).unwrap(), Response::Stopping);
+    let follower = follower.wait_with_output().unwrap();
+    assert_sentence(&follower, UNREACHABLE, &["it is ending"]);
     let report = report(&place, vm);
     assert_eq!(report["reason"], "stopped");
     assert_eq!(report["exit"], 0);

@@ -47,13 +47,18 @@ pub(super) fn place(change: &ChangeFacts) -> String {
     }
 }
 
-/// Past the end of which block a changed byte lies, as a phrase.
-pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String> {
+/// The change that contains the byte at an address.
+pub(super) fn change_at(address: u64, request: &RequestFacts) -> Option<&ChangeFacts> {
     let mut changes = request.drafts.iter().flat_map(|draft| &draft.changes);
-    let change = changes.find(|change| {
+    changes.find(|change| {
         let from = address.checked_sub(change.address);
         from.is_some_and(|from| from < change.new.len() as u64)
-    })?;
+    })
+}
+
+/// Past the end of which block a changed byte lies, as a phrase.
+pub(super) fn past_block(address: u64, request: &RequestFacts) -> Option<String> {
+    let change = change_at(address, request)?;
     // Where a header is damaged, another block may lie between.
     let block = (change.block.as_ref()).filter(|block| block.became.is_some())?;
     let bytes = address.checked_sub(block.address.checked_add(block.size)?)?;

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use vmsrs_protocol::incident::REGISTER_NAMES;
 
-use super::changes::{place, rows};
+use super::changes::{change_at, place, rows};
 use super::list::json_name;
-use super::view::IncidentView;
+use super::view::{IncidentView, folded};
 use crate::cli::text::{self, address, facts, nanoseconds, printable, printable_or_dash, table};
-use crate::control::{DraftFacts, IncidentFacts, LeftOpenFacts, RequestFacts};
+use crate::control::{ChangeFacts, DraftFacts, IncidentFacts, LeftOpenFacts, RequestFacts};
 use crate::size::Size;
 use crate::symbols::{Found, Frame};
 
@@ -17,17 +17,29 @@ const CHANGES: usize = 16;
 const ROWS: usize = 4;
 
 pub(super) fn describe(view: &IncidentView, full: bool) -> String {
-    let mut text = facts(&rows_of(view));
+    let mut text = format!("{}\n\n{}", headline(view), facts(&error(view)));
     for note in &view.trace.notes {
         let _ = writeln!(text, "\nnote: {}", printable(note));
     }
     if let Some(request) = view.detail.request() {
-        text.push_str(&backtrace(&view.trace.frames));
-        text.push_str(&dropped(request));
+        text.push_str(&backtrace(&view.trace.frames, full));
         text.push_str(&changed(request, full));
+        text.push_str(&dropped(request));
     }
+    let _ = write!(text, "\nfacts\n{}", facts(&circumstances(view)));
     text.push_str(&registers(&kept_registers(view)));
     text
+}
+
+/// Which incident it is, in a line.
+pub(super) fn headline(view: &IncidentView) -> String {
+    let summary = &view.detail.summary;
+    format!(
+        "Incident {}: {}, {}",
+        summary.number,
+        printable(&summary.kind),
+        json_name(summary.outcome)
+    )
 }
 
 /// The registers of an incident with their names; empty if there are none.
@@ -55,23 +67,11 @@ fn code(bytes: &[u8]) -> String {
     }
 }
 
-/// The facts that fit in a line each.
-pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
-    let detail = &view.detail;
-    let summary = &detail.summary;
-    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let mut at = address(summary.address);
-    if let Some(is) = &view.address_is {
-        let _ = write!(at, " ({})", printable(is));
-    }
-    let mut rows = vec![
-        ("incident", summary.number.to_string()),
-        ("time (UTC)", text::time(summary.at_ms)),
-        ("kind", printable(&summary.kind)),
-        ("outcome", json_name(summary.outcome)),
-        ("app", printable_or_dash(summary.app.as_deref())),
-        ("domain", printable_or_dash(summary.domain.as_deref())),
-    ];
+/// What a developer asks first: where the error is, what it hit, and whose request it was.
+pub(super) fn error(view: &IncidentView) -> Vec<(&'static str, String)> {
+    let summary = &view.detail.summary;
+    let request = view.detail.request();
+    let mut rows = Vec::new();
     if let Some(culprit) = view.culprit() {
         rows.push(("in", printable(&culprit)));
     } else if view.is_found_by_audit() {
@@ -80,8 +80,47 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
             "the audit at the end of the request; the changes show what was written".to_owned(),
         ));
     }
+    let mut at = address(summary.address);
+    if let Some(is) = &view.address_is {
+        let _ = write!(at, " ({})", printable(is));
+    }
     rows.push(("address", at));
-    rows.push(("instruction", address(detail.instruction)));
+    let hit = (summary.address.zip(request)).and_then(|(at, request)| change_at(at, request));
+    rows.extend(hit.map(|change| ("written there", written(change))));
+    let message = request.and_then(|request| request.program.as_ref());
+    let message = message.map(|program| &program.message);
+    if let Some(message) = message.filter(|message| !message.is_empty()) {
+        rows.push(("message", printable(message)));
+    }
+    rows.push(("app", printable_or_dash(summary.app.as_deref())));
+    rows.push(("domain", printable_or_dash(summary.domain.as_deref())));
+    rows
+}
+
+/// A change in a line: how much, and how it begins.
+fn written(change: &ChangeFacts) -> String {
+    let first = change.new.chunks(super::changes::ROW).next();
+    let more = if change.new.len() > super::changes::ROW {
+        ", beginning with"
+    } else {
+        ":"
+    };
+    format!(
+        "{} bytes from {:#x} on{more} {}",
+        change.new.len(),
+        change.address,
+        code(first.unwrap_or_default())
+    )
+}
+
+/// The other facts that fit in a line each.
+pub(super) fn circumstances(view: &IncidentView) -> Vec<(&'static str, String)> {
+    let detail = &view.detail;
+    let number = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let mut rows = vec![
+        ("time (UTC)", text::time(detail.summary.at_ms)),
+        ("instruction", address(detail.instruction)),
+    ];
     match &detail.facts {
         IncidentFacts::SealedWrite(write) => {
             let mode = if write.user {
@@ -122,10 +161,6 @@ pub(super) fn rows_of(view: &IncidentView) -> Vec<(&'static str, String)> {
             ]);
         }
         IncidentFacts::Request(request) => {
-            let message = request.program.as_ref().map(|program| &program.message);
-            if let Some(message) = message.filter(|message| !message.is_empty()) {
-                rows.push(("message", printable(message)));
-            }
             let thread = printable(&request.thread);
             rows.extend([
                 ("request tag", request.tag.to_string()),
@@ -186,35 +221,39 @@ pub(super) fn frame_line(frame: &Frame) -> String {
     }
 }
 
-fn backtrace(frames: &[Frame]) -> String {
+fn backtrace(frames: &[Frame], full: bool) -> String {
     let mut text = String::new();
     if frames.is_empty() {
         return text;
     }
     text.push_str("\nbacktrace\n");
-    let hidden = frames.iter().filter(|frame| frame.machinery).count();
-    if hidden != 0 {
-        let _ = writeln!(text, "       ({hidden} lines of the panic itself)");
-    }
-    for frame in frames.iter().filter(|frame| !frame.machinery) {
-        let mark = match frame.found {
-            Found::Scan => "?",
-            _ => " ",
-        };
-        let inlined = if frame.inlined { " (inlined)" } else { "" };
-        let _ = writeln!(
-            text,
-            " {mark}#{:<3} {:#018x}  {}{inlined}",
-            frame.level,
-            frame.address,
-            frame_name(frame)
-        );
-        let line = frame_line(frame);
-        if !line.is_empty() {
-            let _ = writeln!(text, "{:28}at {line}", "");
+    for group in folded(frames) {
+        if group.is_folded && !full {
+            let _ = writeln!(text, "       ({}: see --full)", group.name());
+        } else {
+            group.frames.iter().for_each(|frame| call(&mut text, frame));
         }
     }
     text
+}
+
+fn call(text: &mut String, frame: &Frame) {
+    let mark = match frame.found {
+        Found::Scan => "?",
+        _ => " ",
+    };
+    let inlined = if frame.inlined { " (inlined)" } else { "" };
+    let _ = writeln!(
+        text,
+        " {mark}#{:<3} {:#018x}  {}{inlined}",
+        frame.level,
+        frame.address,
+        frame_name(frame)
+    );
+    let line = frame_line(frame);
+    if !line.is_empty() {
+        let _ = writeln!(text, "{:28}at {line}", "");
+    }
 }
 
 /// How many bytes a draft had changed, or `-`.

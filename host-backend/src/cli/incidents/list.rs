@@ -35,6 +35,18 @@ pub(super) fn row(incident: &IncidentSummary) -> [String; 7] {
     ]
 }
 
+/// Widths of the columns where the rows to come are not known.
+const WIDTHS: [usize; 7] = [6, 23, 15, 9, 12, 16, 0];
+
+/// A row by itself.
+pub(super) fn line(cells: [String; 7]) -> String {
+    let columns = cells.iter().zip(WIDTHS);
+    let columns: Vec<_> = columns
+        .map(|(cell, width)| format!("{cell:width$}"))
+        .collect();
+    columns.join("  ").trim_end().to_owned() + "\n"
+}
+
 pub(super) fn describe(list: &[IncidentSummary]) -> String {
     if list.is_empty() {
         return "no incidents\n".to_owned();
@@ -58,5 +70,14 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0].find("KIND"), lines[1].find("foreign-write"));
         assert!(lines[1].ends_with("recovered  ledger  -       0x110000004004"));
+    }
+
+    #[test]
+    fn rows_by_themselves_stand_in_columns() {
+        let head = line(HEAD.map(str::to_owned));
+        let incident = line(row(&sample::view().detail.summary));
+        for (name, value) in [("KIND", "foreign-write"), ("ADDRESS", "0x110000004004")] {
+            assert_eq!(head.find(name), incident.find(value), "{head}{incident}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 mod detail;
+mod follow;
 mod list;
 mod page;
 mod view;
@@ -36,6 +37,7 @@ Examples:
   vmsrs incidents
   vmsrs incidents 7 --symbols build/
   vmsrs incidents 7 --symbols build/ --html incident-7.html
+  vmsrs incidents --follow --json >> incidents.log
   vmsrs incidents --json | jq '.[] | select(.kind == \"double-free\") | .number'
 
 Exit codes: 0 success, 2 invalid command line, 4 no VM reachable, 8 no such incident.")]
@@ -52,9 +54,12 @@ pub(super) struct Arguments {
         value_delimiter = ':'
     )]
     symbols: Vec<PathBuf>,
-    /// Show all changed bytes, not only the first
+    /// Show all changed bytes, not only the first, and all frames of the backtrace
     #[arg(long)]
     full: bool,
+    /// Go on and print each new incident, until the VM ends; with --json a line of JSON for each
+    #[arg(long, conflicts_with_all = ["id", "html"])]
+    follow: bool,
     /// Write a self-contained HTML page to this file ('-' is standard output)
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
@@ -68,6 +73,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let files =
         SymbolFiles::new(&arguments.symbols).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut client = arguments.target.connect()?;
+    if arguments.follow {
+        return follow::follow(&mut client, arguments.json);
+    }
     match arguments.id {
         None => match client.ask(Request::Incidents {})? {
             Response::Incidents(list) if arguments.json => write_json(&list)?,

@@ -6,9 +6,11 @@ use std::fmt::Write as _;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::changes::{place, row};
-use super::detail::{bytes_changed, frame_line, frame_name, kept_registers, rows_of};
+use super::detail::{
+    bytes_changed, circumstances, error, frame_line, frame_name, headline, kept_registers,
+};
 use super::list;
-use super::view::IncidentView;
+use super::view::{IncidentView, folded};
 use crate::cli::text::printable;
 use crate::control::{DraftFacts, IncidentSummary, RequestFacts};
 use crate::symbols::{Found, Frame};
@@ -21,6 +23,7 @@ table{border-collapse:collapse}
 td,th{text-align:left;padding:.15rem .9rem .15rem 0;border-bottom:1px solid var(--line);
 vertical-align:top}
 .wide{overflow-x:auto}
+.wide td,.facts th{white-space:nowrap}
 pre,code,.mono{font-family:ui-monospace,monospace;font-size:.85rem;overflow-wrap:anywhere}
 pre{margin:.3rem 0 1rem;overflow-x:auto;overflow-wrap:normal}
 .quiet{color:var(--quiet)}.old{color:var(--old)}.new{color:var(--new)}
@@ -67,14 +70,10 @@ pub(super) fn list(list: &[IncidentSummary]) -> String {
 /// The page of one incident.
 pub(super) fn incident(view: &IncidentView) -> String {
     let summary = &view.detail.summary;
-    let title = format!("Incident {}: {}", summary.number, printable(&summary.kind));
+    let title = headline(view);
     let body = html! {
         h1 { (title) }
-        table {
-            @for (name, value) in rows_of(view) {
-                tr { th { (name) } td { (value) } }
-            }
-        }
+        (table(&error(view)))
         @for note in &view.trace.notes {
             p class="quiet" { "Note: " (printable(note)) }
         }
@@ -82,28 +81,42 @@ pub(super) fn incident(view: &IncidentView) -> String {
             (backtrace(&view.trace.frames))
             (pages(request, summary.address))
         }
+        h2 { "Facts" }
+        (table(&circumstances(view)))
         (registers(&kept_registers(view)))
     };
     document(&title, &body)
 }
 
-fn backtrace(frames: &[Frame]) -> Markup {
-    let (machinery, own): (Vec<_>, Vec<_>) = frames.iter().partition(|frame| frame.machinery);
+fn table(rows: &[(&str, String)]) -> Markup {
     html! {
-        @if !frames.is_empty() {
-            h2 { "Backtrace" }
-            @if !machinery.is_empty() {
-                details {
-                    summary { "The panic itself" }
-                    (calls(&machinery))
-                }
+        table class="facts" {
+            @for (name, value) in rows {
+                tr { th { (name) } td { (value) } }
             }
-            (calls(&own))
         }
     }
 }
 
-fn calls(frames: &[&Frame]) -> Markup {
+fn backtrace(frames: &[Frame]) -> Markup {
+    html! {
+        @if !frames.is_empty() {
+            h2 { "Backtrace" }
+            @for group in folded(frames) {
+                @if group.is_folded {
+                    details {
+                        summary class="quiet" { (group.name()) }
+                        (calls(group.frames))
+                    }
+                } @else {
+                    (calls(group.frames))
+                }
+            }
+        }
+    }
+}
+
+fn calls(frames: &[Frame]) -> Markup {
     html! {
         div class="wide" {
             table class="mono" {
@@ -251,8 +264,9 @@ mod tests {
     fn a_page_has_function_line_and_changed_bytes() {
         let page = incident(&sample::view());
         for part in [
-            "<title>Incident 7: foreign-write</title>",
+            "<title>Incident 7: foreign-write, recovered</title>",
             "append at /src/ledger.c:42",
+            "1 frame of the library or of Rust</summary>",
             "serve",
             "immediately past the end of the block of 40 bytes",
             "41 41 41 41",

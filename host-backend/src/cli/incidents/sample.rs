@@ -111,6 +111,12 @@ pub(super) fn view() -> IncidentView {
                     ..frame.clone()
                 },
                 Frame {
+                    function: Some("vmsrs::run::enter".into()),
+                    file: Some("guest-lib/src/run/mod.rs".into()),
+                    inlined: false,
+                    ..frame.clone()
+                },
+                Frame {
                     level: 1,
                     address: 0x7fff_1234,
                     module: Some("/lib/libplug.so".into()),

@@ -41,7 +41,7 @@ impl IncidentView {
     /// server's own and has a line, or else the first with a name.
     pub(super) fn culprit(&self) -> Option<String> {
         let frames = || self.trace.frames.iter();
-        let own = || frames().filter(|frame| !frame.machinery && !is_library(frame));
+        let own = || frames().filter(|frame| !is_folded(frame));
         let frame = own()
             .find(|frame| frame.line.is_some())
             .or_else(|| own().find(|frame| frame.function.is_some()))?;
@@ -72,6 +72,38 @@ const AUDITED: [&str; 6] = [
     "foreign-free",
     "invariant",
 ];
+
+/// Neighbouring frames of a backtrace.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    /// At least one.
+    pub(super) frames: &'a [Frame],
+    /// They are not the server's own.
+    pub(super) is_folded: bool,
+}
+
+impl Group<'_> {
+    /// What is folded, as a phrase.
+    pub(super) fn name(&self) -> String {
+        match self.frames.len() {
+            1 => "1 frame of the library or of Rust".to_owned(),
+            count => format!("{count} frames of the library or of Rust"),
+        }
+    }
+}
+
+/// A backtrace, divided into frames of the server's own and others.
+pub(super) fn folded(frames: &[Frame]) -> impl Iterator<Item = Group<'_>> {
+    let groups = frames.chunk_by(|one, next| is_folded(one) == is_folded(next));
+    groups.map(|frames| Group {
+        frames,
+        is_folded: frames.iter().any(is_folded),
+    })
+}
+
+fn is_folded(frame: &Frame) -> bool {
+    frame.machinery || is_library(frame)
+}
 
 /// Whether a frame is Rust's standard library or this project's library, whose code fails for its
 /// callers' faults.
@@ -173,5 +205,28 @@ mod tests {
             is.ends_with(", 2 bytes past the end of the block of 40 bytes at 0x110000003f00"),
             "{is}"
         );
+    }
+
+    #[test]
+    fn what_was_written_at_the_address_stands_before_the_backtrace() {
+        let mut view = sample::view();
+        view.detail.summary.address = Some(0x1100_0000_3f2a);
+        for text in [detail::describe(&view, false), page::incident(&view)] {
+            let text = text.to_lowercase();
+            let first = text.split("backtrace").next().unwrap_or_default();
+            assert!(
+                first.contains("208 bytes from 0x110000003f28 on, beginning with 41 41 41 41"),
+                "{first}"
+            );
+        }
+    }
+
+    #[test]
+    fn frames_of_the_library_are_folded_and_shown_in_full() {
+        let view = audited();
+        let short = detail::describe(&view, false);
+        assert!(short.contains("(4 frames of the library or of Rust: see --full)"));
+        assert!(!short.contains("vmsrs_switch"));
+        assert!(detail::describe(&view, true).contains("vmsrs_switch"));
     }
 }
