@@ -26,20 +26,27 @@ pub fn cpu_ns(process: u32) -> Result<u64> {
 /// # Errors
 ///
 /// When the kernel refuses it.
+pub fn let_others_run() -> Result<()> {
+    schedule(libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK)
+}
+
+/// As [`let_others_run`], and so do the threads and processes that are started later.
+///
+/// # Errors
+///
+/// When the kernel refuses it.
+pub fn batch() -> Result<()> {
+    schedule(libc::SCHED_BATCH)
+}
+
 #[expect(
     unsafe_code,
     reason = "a system call that the standard library does not have"
 )]
-pub fn let_others_run() -> Result<()> {
+fn schedule(policy: i32) -> Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: changes how this thread is scheduled.
-    let ret = unsafe {
-        libc::sched_setscheduler(
-            0,
-            libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK,
-            &raw const param,
-        )
-    };
+    let ret = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
     match ret {
         0 => Ok(()),
         _ => Err(Error::last_os_error()),

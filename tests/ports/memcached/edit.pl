@@ -15,6 +15,16 @@ sources(shift);
 in_file('memcached.h');
 all(qr/\z/ms, "\n#include \"vmsrs_port.h\"\n");
 
+# ---- Mutexes that requests lock
+all(qr/#include <pthread\.h>/ms, '#include "vmsrs_mutex.h"');
+all(qr/(struct thread_stats \{\n *)pthread_mutex_t\b/ms, sub { "$1struct no_mutex" });
+in_file('logger.h');
+all(qr/\bpthread_mutex_t( mutex;)/ms, sub { "vmsrs_mutex_t$1" });
+in_file('crawler.h');
+all(qr/\bpthread_mutex_t( lock;)/ms, sub { "vmsrs_mutex_t$1" });
+in_file('thread.c');
+all(qr/\bpthread_mutex_t stats_lock\b[^;]*;/ms, 'vmsrs_mutex_t stats_lock;');
+
 # ---- Lists and their statistics: of the shard that the request works on
 in_file('items.c');
 all(qr/^static item \*heads\[LARGEST_ID\];\nstatic item \*tails\[LARGEST_ID\];\n/ms, '');

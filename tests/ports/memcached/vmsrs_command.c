@@ -138,7 +138,7 @@ static bool is_outside(const char *name, size_t length) {
 }
 
 bool request_response(conn *c) {
-    return self.request || resp_start(c);
+    return vmsrs_in_request() || resp_start(c);
 }
 
 /* Runs the request of a line. */
@@ -204,7 +204,6 @@ char *request_line(conn *c, char *next, void (*process)(conn *c, char *line)) {
     if (stores)
         command.next = next;
     memcpy(&before, c, sizeof(before));
-    self.own = &c->thread->stats.mutex;
     code = line_run(&command, name, name_length, at);
     if (code != VMSRS_OK) {
         conn_restore(c, &before);
@@ -225,7 +224,6 @@ void request_binary(conn *c, char *extras, void (*dispatch)(conn *c, char *extra
 
     command.next = c->rcurr;
     memcpy(&before, c, sizeof(before));
-    self.own = &c->thread->stats.mutex;
     if (c->cmd == PROTOCOL_BINARY_CMD_STAT)
         code = run_some(HOLDS_ALL, (uint32_t)((1ull << shards_count()) - 1), command_run, &command, &result);
     else if (length && length <= KEY_MAX_LENGTH)
@@ -249,7 +247,6 @@ void request_value(conn *c, void (*complete)(conn *c)) {
     int code, result;
 
     memcpy(&before, c, sizeof(before));
-    self.own = &c->thread->stats.mutex;
     code = run_key(ITEM_key(outside), outside->nkey, command_run, &command, &result);
     if (code != VMSRS_OK)
         conn_restore(c, &before);

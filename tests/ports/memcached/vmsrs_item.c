@@ -73,18 +73,29 @@ static bool fill_chunks(item *it, const item *outside) {
     return true;
 }
 
+/* Whether the new value has room in the old item, which stays in its class. */
+static bool fits(const item *old, const item *it) {
+    size_t size = ITEM_ntotal(it);
+
+    return old->nbytes == it->nbytes || (slabs_clsid(size) == ITEM_clsid(old) && size <= vmsrs_usable_size(old));
+}
+
 /*
- * A set whose item keeps its size overwrites it: one or two pages are written instead of those of two
+ * A set whose value fits into its item overwrites it: one or two pages are written instead of those of two
  * items, their neighbours in the list and the index. It stays where it is in its list and counts as active, or
  * moves once a minute, as for a hit.
  */
 static bool overwrite(item *old, const item *it, conn *c) {
     const unsigned int shape = ITEM_CAS | ITEM_CFLAGS | ITEM_CHUNKED;
 
-    if (old->nbytes != it->nbytes || ((old->it_flags ^ it->it_flags) & shape) || (old->it_flags & ITEM_CHUNKED) ||
-        item_refs(old) != 1 || item_is_flushed(old) || (old->exptime && old->exptime <= current_time))
+    if (((old->it_flags ^ it->it_flags) & shape) || (old->it_flags & ITEM_CHUNKED) || item_refs(old) != 1 ||
+        item_is_flushed(old) || (old->exptime && old->exptime <= current_time) || !fits(old, it))
         return false;
     item_stats_sizes_remove(old);
+    if (old->nbytes != it->nbytes) {
+        shard->lists[old->slabs_clsid].bytes += (uint64_t)it->nbytes - (uint64_t)old->nbytes;
+        old->nbytes = it->nbytes;
+    }
     old->it_flags &= (uint16_t)~(ITEM_TOKEN_SENT | ITEM_STALE | ITEM_KEY_BINARY | ITEM_FETCHED | ITEM_ACTIVE);
     old->it_flags |= it->it_flags & ITEM_KEY_BINARY;
     if (settings.lru_segmented)
@@ -134,9 +145,7 @@ enum store_item_type item_store_outside(item *outside, int comm, conn *c, uint32
             do_item_unlink(old, hv);
             do_item_remove(old);
         }
-        pthread_mutex_lock(&c->thread->stats.mutex);
         c->thread->stats.store_no_memory++;
-        pthread_mutex_unlock(&c->thread->stats.mutex);
         return NO_MEMORY;
     }
     if (!(it->it_flags & ITEM_CHUNKED))

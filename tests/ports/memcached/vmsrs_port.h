@@ -12,8 +12,6 @@
 #ifndef VMSRS_PORT_H
 #define VMSRS_PORT_H
 
-#include <vmsrs.h>
-
 /* A set of shards is a word of 32 bits; one more domain is the workers'. */
 #define SHARDS_MAX 31
 
@@ -115,16 +113,5 @@ unsigned short item_refs(const item *it);
 #undef refcount_decr
 #define refcount_incr(it) item_ref((item *)(it))
 #define refcount_decr(it) item_unref((item *)(it))
-
-/* ---- Mutexes outside of domains: released if the request fails that holds them. */
-
-int request_mutex_lock(pthread_mutex_t *mutex);
-int request_mutex_trylock(pthread_mutex_t *mutex);
-int request_mutex_unlock(pthread_mutex_t *mutex);
-#ifndef VMSRS_REQUEST_C
-#define pthread_mutex_lock(mutex) request_mutex_lock(mutex)
-#define pthread_mutex_trylock(mutex) request_mutex_trylock(mutex)
-#define pthread_mutex_unlock(mutex) request_mutex_unlock(mutex)
-#endif
 
 #endif

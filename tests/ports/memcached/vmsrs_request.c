@@ -1,87 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* The request of the calling thread: how it is run, and what it leaves outside of domains if it fails. */
-#define VMSRS_REQUEST_C
 #include "vmsrs_request.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 __thread struct self self;
 
 /* The thread's own domain, with which commands begin that have no shard, or several. */
 static __thread vmsrs_domain *own;
-
-/* ---- Mutexes -------------------------------------------------------------------------------------- */
-
-/*
- * Statistics of a worker are written by its own thread, so a request of that thread needs no mutex for them:
- * one that fails between taking a mutex and becoming its owner would leave it locked for ever.
- */
-static bool is_needed(const pthread_mutex_t *mutex) {
-    return mutex != self.own;
-}
-
-/* Noted before it is locked: whether it was is seen from its owner. */
-static void note(pthread_mutex_t *mutex) {
-    if (!self.request)
-        return;
-    if (self.mutexes == MUTEXES_MAX)
-        vmsrs_fail("too many mutexes");
-    self.mutex[self.mutexes++] = mutex;
-}
-
-static void forget(pthread_mutex_t *mutex) {
-    if (!self.request)
-        return;
-    for (unsigned int i = self.mutexes; i-- > 0;) {
-        if (self.mutex[i] == mutex) {
-            self.mutex[i] = self.mutex[--self.mutexes];
-            return;
-        }
-    }
-}
-
-int request_mutex_lock(pthread_mutex_t *mutex) {
-    if (!is_needed(mutex))
-        return 0;
-    note(mutex);
-    return pthread_mutex_lock(mutex);
-}
-
-int request_mutex_trylock(pthread_mutex_t *mutex) {
-    int ret;
-
-    if (!is_needed(mutex))
-        return 0;
-    note(mutex);
-    ret = pthread_mutex_trylock(mutex);
-    if (ret)
-        forget(mutex);
-    return ret;
-}
-
-int request_mutex_unlock(pthread_mutex_t *mutex) {
-    int ret;
-
-    if (!is_needed(mutex))
-        return 0;
-    ret = pthread_mutex_unlock(mutex);
-    forget(mutex);
-    return ret;
-}
-
-/* Unlocks what a failed request has left locked. */
-static void mutexes_release(void) {
-    int me = (int)gettid();
-
-    while (self.mutexes) {
-        pthread_mutex_t *mutex = self.mutex[--self.mutexes];
-
-        if (mutex->__data.__owner == me)
-            pthread_mutex_unlock(mutex);
-    }
-}
 
 /* ---- References ----------------------------------------------------------------------------------- */
 
@@ -200,16 +127,10 @@ static int run(const vmsrs_domain *domain, struct call *what, int *result) {
     int code;
 
     self.refs = 0;
-    self.mutexes = 0;
     self.region = NULL;
     code = vmsrs_run_with(domain, NULL, call, what, result);
-    if (code != VMSRS_OK) {
-        mutexes_release();
-        if (self.region)
-            region_give(self.region);
-    }
-    self.request = NULL;
-    self.own = NULL;
+    if (code != VMSRS_OK && self.region)
+        region_give(self.region);
     self.one_key = false;
     shard = NULL;
     return code;

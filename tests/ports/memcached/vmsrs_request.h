@@ -8,7 +8,6 @@
 
 /* More references at a time than any command takes: an item, the one it replaces and the one it evicts. */
 #define REFS_MAX 16
-#define MUTEXES_MAX 16
 
 static inline bool in_domain(const void *address) {
     return (uintptr_t)address >= DOMAINS_START && (uintptr_t)address < DOMAINS_END;
@@ -17,20 +16,17 @@ static inline bool in_domain(const void *address) {
 /* ---- vmsrs_request.c: the request of the calling thread */
 
 struct self {
-    vmsrs_request *request; /* null outside of requests */
+    vmsrs_request *request; /* while there is one */
     uint32_t held;          /* shards, a bit for each */
     bool one_key;           /* the request is for one key ... */
     uint32_t hv;            /* ... with this hash */
     const char *key;        /* ... which is here */
     size_t key_length;
-    pthread_mutex_t *own;   /* guards statistics that only this thread changes */
     unsigned int refs;
-    unsigned int mutexes;
     struct {
         item *it;
         unsigned short count;
     } ref[REFS_MAX];
-    pthread_mutex_t *mutex[MUTEXES_MAX];
     void *region; /* that it has taken for an item */
 };
 

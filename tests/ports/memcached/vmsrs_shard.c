@@ -84,40 +84,9 @@ static struct making {
     unsigned int segments;
 } making;
 
-/* Frees what an earlier process has left in the domain. */
-static void clear(vmsrs_request *request, struct shard *old) {
-    unsigned int freed = 0;
-
-    for (unsigned int i = 0; i < POWER_LARGEST; i++) {
-        while (old->lists[i].head) {
-            item *it = old->lists[i].head;
-            item_chunk *chunk = NULL;
-
-            old->lists[i].head = it->next;
-            if (it->it_flags & ITEM_CHUNKED)
-                chunk = ((item_chunk *)ITEM_schunk(it))->next;
-            while (chunk) {
-                item_chunk *next = chunk->next;
-
-                vmsrs_free(making.domain, chunk);
-                chunk = next;
-            }
-            vmsrs_free(making.domain, it);
-            if (++freed % 256 == 0 && vmsrs_commit(request, 0) != VMSRS_OK)
-                vmsrs_fail("cannot commit");
-        }
-    }
-    for (unsigned int i = 0; i < SEGMENTS_MAX && old->segments[i]; i++)
-        vmsrs_free(making.domain, old->segments[i]);
-    vmsrs_free(making.domain, old);
-}
-
 static int shard_make(vmsrs_request *request, void *argument) {
-    struct shard *old = vmsrs_root(making.domain), *made;
+    struct shard *made = vmsrs_alloc_aligned(making.domain, sizeof(*made), 4096);
 
-    if (old)
-        clear(request, old);
-    made = vmsrs_alloc_aligned(making.domain, sizeof(*made), 4096);
     if (!made || vmsrs_set_root(making.domain, made) != VMSRS_OK)
         return -1;
     memset(made, 0, sizeof(*made));
@@ -133,13 +102,15 @@ static int shard_make(vmsrs_request *request, void *argument) {
     return 0;
 }
 
-/* Opens a domain and makes an empty shard in it. */
+/* Opens a domain, empties it of what an earlier process has left, and makes a shard in it. */
 static vmsrs_domain *shard_open(const char *key, size_t length, unsigned int number, unsigned int segments) {
     int result = 0, code;
 
     making.number = number;
     making.segments = segments;
     code = vmsrs_domain_open(app, key, length, &making.domain);
+    if (code == VMSRS_OK && vmsrs_root(making.domain))
+        code = vmsrs_domain_clear(&making.domain);
     if (code == VMSRS_OK)
         code = vmsrs_run(making.domain, shard_make, NULL, &result);
     if (code != VMSRS_OK || result)

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// One of the two builds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
     /// As Debian has it.
@@ -66,11 +68,15 @@ pub(crate) enum Part {
         shards: u32,
         /// Only files whose name contains this.
         only: String,
+        /// Files that are left out: an earlier run has their results.
+        done: Vec<String>,
     },
     /// What a command costs the server.
     Throughput {
         /// Commands of each measurement with the smallest values.
         commands: u32,
+        /// Virtual CPUs of the guest, and threads of the server.
+        vcpus: u32,
     },
     /// Load by tools that are not ours.
     Load,
@@ -91,9 +97,18 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Whether the clock counts instructions.
+    /// Whether the clock counts instructions: for measurements, and for tests that wait for times.
     pub(crate) fn is_timed(&self) -> bool {
-        matches!(self, Self::Throughput { .. })
+        matches!(self, Self::Throughput { .. } | Self::Suite { .. })
+    }
+
+    /// Virtual CPUs of the guest.
+    pub(crate) fn vcpus(&self) -> u32 {
+        match self {
+            Self::Throughput { vcpus, .. } => *vcpus,
+            Self::Suite { .. } => 1,
+            Self::Load | Self::Errors { .. } | Self::Bugs { .. } => 2,
+        }
     }
 }
 

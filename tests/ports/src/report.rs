@@ -35,6 +35,18 @@ struct Suite {
     files: Vec<SuiteFile>,
 }
 
+impl Suite {
+    /// Adds a file, in place of what an earlier run has found of it.
+    fn add(&mut self, file: SuiteFile) {
+        self.files.retain(|earlier| earlier.file != file.file);
+        self.files.push(file);
+        self.passed = self.files.iter().map(|file| file.passed).sum();
+        self.failed = self.files.iter().map(|file| file.failed).sum();
+        let skipped = self.files.iter().filter(|file| file.skipped.is_some());
+        self.files_skipped = skipped.count() as u32;
+    }
+}
+
 /// Commands per second of the server's CPU time.
 #[derive(Debug, Serialize, Deserialize)]
 struct Row {
@@ -60,8 +72,12 @@ impl Report {
     /// Forgets what earlier runs have found of a part that runs now.
     pub(crate) fn begin(&mut self, part: &Part) {
         match part {
-            Part::Suite { mode, .. } => drop(self.own_suite.remove(mode)),
-            Part::Throughput { .. } => self.throughput.clear(),
+            // Otherwise what it has of the other files stays.
+            Part::Suite {
+                mode, only, done, ..
+            } if only.is_empty() && done.is_empty() => drop(self.own_suite.remove(mode)),
+            Part::Suite { .. } => {}
+            Part::Throughput { vcpus, .. } => self.throughput.retain(|row| row.vcpus != *vcpus),
             Part::Load => self.load.clear(),
             Part::Errors { seed, .. } => {
                 let class = injector(*seed);
@@ -73,15 +89,20 @@ impl Report {
         }
     }
 
+    /// Files of the suite that it has.
+    pub(crate) fn files_done(&self, mode: Mode) -> Vec<String> {
+        let files = self
+            .own_suite
+            .get(&mode)
+            .map_or(&[][..], |suite| &suite.files);
+        files.iter().map(|file| file.file.clone()).collect()
+    }
+
     /// Adds what was found.
     pub(crate) fn add(&mut self, finding: Finding) {
         match finding {
             Finding::Suite(file) => {
-                let suite = self.own_suite.entry(file.mode).or_default();
-                suite.passed += file.passed;
-                suite.failed += file.failed;
-                suite.files_skipped += u32::from(file.skipped.is_some());
-                suite.files.push(file);
+                self.own_suite.entry(file.mode).or_default().add(file);
             }
             Finding::Throughput(one) => {
                 let mix = one.mix;
@@ -138,9 +159,10 @@ impl Report {
         }
         for row in &self.throughput {
             line(format!(
-                "{}, {} bytes: {:.0} plain, {:.0} protected, {:.3}",
+                "{}, {} bytes, {} vCPUs: {:.0} plain, {:.0} protected, {:.3}",
                 row.mix,
                 row.value_bytes,
+                row.vcpus,
                 row.plain,
                 row.protected,
                 row.protected / row.plain
@@ -196,4 +218,74 @@ const INJECTOR: &str = "injector";
 /// The class of what the injector has made with a seed.
 pub(crate) fn injector(seed: u64) -> String {
     format!("{INJECTOR}, seed {seed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, failed: u32) -> SuiteFile {
+        SuiteFile {
+            mode: Mode::Plain,
+            shards: 1,
+            file: name.to_owned(),
+            passed: 3,
+            failed,
+            skipped: None,
+            failures: Vec::new(),
+        }
+    }
+
+    fn suite(only: &str, done: Vec<String>) -> Part {
+        Part::Suite {
+            mode: Mode::Plain,
+            shards: 1,
+            only: only.to_owned(),
+            done,
+        }
+    }
+
+    #[test]
+    fn a_file_that_runs_again_takes_the_place_of_its_earlier_result() {
+        let mut report = Report::default();
+        for file in [file("a.t", 1), file("b.t", 0), file("a.t", 0)] {
+            report.add(Finding::Suite(file));
+        }
+        let plain = &report.own_suite[&Mode::Plain];
+        assert_eq!((plain.passed, plain.failed), (6, 0));
+        assert_eq!(report.files_done(Mode::Plain), ["b.t", "a.t"]);
+        assert!(report.files_done(Mode::Protected).is_empty());
+    }
+
+    #[test]
+    fn a_part_of_the_suite_leaves_the_results_of_the_other_files() {
+        let mut report = Report::default();
+        report.add(Finding::Suite(file("a.t", 0)));
+        report.begin(&suite("b", Vec::new()));
+        report.begin(&suite("", report.files_done(Mode::Plain)));
+        assert_eq!(report.files_done(Mode::Plain), ["a.t"]);
+        report.begin(&suite("", Vec::new()));
+        assert!(report.files_done(Mode::Plain).is_empty());
+    }
+
+    #[test]
+    fn measurements_with_other_numbers_of_vcpus_stay() {
+        let mut report = Report::default();
+        for (vcpus, mode) in [(1, Mode::Plain), (1, Mode::Protected), (2, Mode::Plain)] {
+            report.add(Finding::Throughput(crate::plan::Throughput {
+                mode,
+                mix: "95/5".to_owned(),
+                value_bytes: 100,
+                vcpus,
+                nanoseconds: 20_000.0,
+                commands: 1,
+            }));
+        }
+        report.begin(&Part::Throughput {
+            commands: 1,
+            vcpus: 2,
+        });
+        let rows: Vec<_> = report.throughput.iter().map(|row| row.vcpus).collect();
+        assert_eq!(rows, [1]);
+    }
 }

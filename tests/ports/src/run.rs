@@ -32,6 +32,17 @@ pub(crate) struct Arguments {
     /// Of the server's own suite, only files whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Builds that the server's own suite is run with.
+    #[arg(
+        long,
+        value_name = "BUILD,...",
+        value_delimiter = ',',
+        default_value = "plain,protected"
+    )]
+    builds: Vec<Mode>,
+    /// Of the server's own suite, only files that the report does not have yet.
+    #[arg(long)]
+    resume: bool,
     /// Shards of the protected server in its suite: with one, its limits are those of the plain one.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=31))]
     shards: u32,
@@ -50,6 +61,15 @@ pub(crate) struct Arguments {
     /// Commands of each measurement, for the smallest values.
     #[arg(long, default_value_t = 4000)]
     commands: u32,
+    /// Virtual CPUs of the guests that measure, each with as many threads of the server.
+    #[arg(
+        long,
+        value_name = "NUMBER,...",
+        value_delimiter = ',',
+        default_value = "1,2,4"
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16))]
+    vcpus: Vec<u32>,
     /// Give up this many seconds after the KVM host has booted.
     #[arg(long, value_name = "SECONDS", default_value_t = 14_400)]
     deadline: u64,
@@ -80,7 +100,7 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let builds = Builds::make(&bed, &steps, server, &folder, attacked)?;
 
     if server != Server::Memcached && chosen.remove(&Choice::Suite) {
-        run_suite(server, &builds, &folder, &arguments.only)?;
+        run_suite(server, &builds, &folder, arguments)?;
         if chosen.is_empty() {
             return conclude(server, &folder, &builds);
         }
@@ -122,15 +142,27 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     let mut parts = Vec::new();
     for choice in chosen {
         match choice {
-            Choice::Suite => parts.extend(Mode::ALL.map(|mode| Part::Suite {
-                mode,
-                shards: arguments.shards,
-                only: arguments.only.clone(),
-            })),
+            Choice::Suite => {
+                let report = Report::load(&folder, &builds);
+                parts.extend(arguments.builds.iter().map(|&mode| Part::Suite {
+                    mode,
+                    shards: arguments.shards,
+                    only: arguments.only.clone(),
+                    done: match arguments.resume {
+                        true => report.files_done(mode),
+                        false => Vec::new(),
+                    },
+                }));
+            }
             Choice::Load => parts.push(Part::Load),
-            Choice::Throughput => parts.push(Part::Throughput {
-                commands: arguments.commands,
-            }),
+            Choice::Throughput => {
+                parts.extend(
+                    vcpus(server, &arguments.vcpus).map(|vcpus| Part::Throughput {
+                        commands: arguments.commands,
+                        vcpus,
+                    }),
+                )
+            }
             Choice::Errors => {
                 let pieces = arguments.errors.div_ceil(PIECE);
                 parts.extend((0..pieces).map(|piece| Part::Errors {
@@ -147,6 +179,20 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
     for part in parts {
         let mut findings = Vec::new();
         let timed = part.is_timed();
+        // Other parts may run meanwhile, so the report is read again each time.
+        let save = |begins: bool, findings: &mut Vec<Finding>| {
+            let mut report = Report::load(&folder, &builds);
+            if begins {
+                report.begin(&part);
+            }
+            findings.drain(..).for_each(|finding| report.add(finding));
+            results::write_report(&folder, &report)
+        };
+        // A suite takes long: its report has each file when it has ended.
+        let piecemeal = matches!(part, Part::Suite { .. });
+        if piecemeal {
+            save(true, &mut findings)?;
+        }
         let plan = Plan {
             server,
             part: part.clone(),
@@ -172,6 +218,9 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
                 Ok(finding) => {
                     eprintln!("{line}");
                     findings.push(finding);
+                    if piecemeal && let Err(error) = save(false, &mut findings) {
+                        eprintln!("the report: {error:#}");
+                    }
                 }
                 Err(_) => eprintln!("result: {line}"),
             },
@@ -181,25 +230,28 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
             "the guest failed (see above); the job's exit code is {}",
             outcome.code
         );
-        // Other parts may run meanwhile.
-        let mut report = Report::load(&folder, &builds);
-        report.begin(&part);
-        findings.into_iter().for_each(|finding| report.add(finding));
-        results::write_report(&folder, &report)?;
+        save(!piecemeal, &mut findings)?;
     }
     conclude(server, &folder, &builds)
 }
 
+/// Virtual CPUs of the guests that measure: a server with one thread has one.
+fn vcpus(server: Server, wanted: &[u32]) -> impl Iterator<Item = u32> {
+    let wanted = wanted.iter().copied();
+    wanted.filter(move |vcpus| server == Server::Memcached || *vcpus == 1)
+}
+
 /// Runs the own suite of a server whose suite is not run in guests.
-fn run_suite(server: Server, builds: &Builds, folder: &Path, only: &str) -> Result<()> {
+fn run_suite(server: Server, builds: &Builds, folder: &Path, arguments: &Arguments) -> Result<()> {
     // The port first: the other one is to compare with.
-    for mode in Mode::ALL.into_iter().rev() {
+    for &mode in arguments.builds.iter().rev() {
         let mut begins = Some(Part::Suite {
             mode,
             shards: 1,
-            only: only.to_owned(),
+            only: arguments.only.clone(),
+            done: Vec::new(),
         });
-        suite::run(server, builds, mode, only, &mut |file| {
+        suite::run(server, builds, mode, &arguments.only, &mut |file| {
             eprintln!("{}, {}: {:?}", file.file, mode.name(), file.failures);
             // Other parts may run meanwhile.
             let mut report = Report::load(folder, builds);

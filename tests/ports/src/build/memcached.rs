@@ -17,8 +17,9 @@ const PARTS: [&str; 6] = [
     "vmsrs_server",
 ];
 /// Those that memcached's own sources include, and those that take the place of some.
-const OTHERS: [&str; 5] = [
+const OTHERS: [&str; 6] = [
     "vmsrs_port.h",
+    "vmsrs_mutex.h",
     "vmsrs_request.h",
     "vmsrs_crawl.h",
     "assoc.c",
@@ -29,7 +30,9 @@ const CONFIGURE: [&str; 3] = ["--disable-docs", "--disable-extstore", "--disable
 /// Programs of the server's own tests.
 const DEBUG: &str = "memcached-debug";
 const TIMED: &str = "timedrun";
+const TESTS: &str = "testapp";
 const PROGRAM: &str = "memcached";
+const ALL: [&str; 4] = [PROGRAM, DEBUG, TIMED, TESTS];
 
 pub(super) fn recipe() -> Recipe {
     let parts = PARTS.map(|part| format!("{part}.c"));
@@ -40,14 +43,14 @@ pub(super) fn recipe() -> Recipe {
         false => PROGRAM,
     };
     Recipe {
-        configuration: format!("{CONFIGURE:?}"),
+        configuration: format!("{CONFIGURE:?} {ALL:?}"),
         files: names
             .map(|name| (format!("{}/{name}", folder(&name)), name))
             .collect(),
-        plain: |tree| make(tree, &[PROGRAM, DEBUG, TIMED], &[]),
+        plain: |tree| make(tree, &ALL, &[]),
         protected: |tree| {
             port(tree, &[PROGRAM, DEBUG])?;
-            make(tree, &[TIMED], &[flag()])
+            make(tree, &[TIMED, TESTS], &[flag()])
         },
         attacked: |tree| port(tree, &[PROGRAM]),
         program: PROGRAM,

@@ -26,7 +26,7 @@ pub(crate) fn add_builds(mut image: Image, builds: &Builds) -> Result<Image> {
     for mode in Mode::ALL {
         let folder = builds.folder(mode);
         let name = mode.name();
-        for program in ["memcached", "memcached-debug", "timedrun"] {
+        for program in ["memcached", "memcached-debug", "timedrun", "testapp"] {
             image = image.binary(folder.join(program), format!("/{name}/{program}"));
         }
         for part in ["t", "scripts"] {

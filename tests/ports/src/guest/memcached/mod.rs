@@ -15,8 +15,13 @@ use crate::plan::Part;
 /// Does a part.
 pub(super) fn work(part: Part) -> Result<()> {
     match part {
-        Part::Suite { mode, shards, only } => suite::run(mode, shards, &only),
-        Part::Throughput { commands } => throughput::measure(commands),
+        Part::Suite {
+            mode,
+            shards,
+            only,
+            done,
+        } => suite::run(mode, shards, &only, &done),
+        Part::Throughput { commands, vcpus } => throughput::measure(commands, vcpus),
         Part::Load => load::run(),
         Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
         Part::Bugs { each } => errors::attack(each),

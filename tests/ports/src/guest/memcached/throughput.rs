@@ -20,13 +20,16 @@ const VALUES: [(usize, u64, u32); 3] = [(100, 4096, 1), (4096, 2048, 2), (64 * 1
 /// Percentages of commands that set a value.
 const SETS_PERCENT: [u32; 3] = [0, 5, 50];
 /// Options of both servers.
-const OPTIONS: [&str; 4] = ["-t", "1", "-m", "96"];
-/// Measures both builds.
-pub(super) fn measure(commands: u32) -> Result<()> {
-    for mode in Mode::ALL {
-        for (value_bytes, keys, divisor) in VALUES {
+const OPTIONS: [&str; 2] = ["-m", "96"];
+
+/// Measures both builds, with as many threads as there are virtual CPUs.
+pub(super) fn measure(commands: u32, vcpus: u32) -> Result<()> {
+    let threads = vcpus.to_string();
+    let options = [&OPTIONS[..], &["-t", &threads]].concat();
+    for (value_bytes, keys, divisor) in VALUES {
+        for mode in Mode::ALL {
             let program = format!("/{}/memcached", mode.name());
-            let server = start(&program, &OPTIONS, &[])?;
+            let server = start(&program, &options, &[])?;
             process::let_others_run().context("SCHED_BATCH")?;
             let mut clients = Vec::new();
             for _ in 0..CONNECTIONS {
@@ -70,7 +73,7 @@ pub(super) fn measure(commands: u32) -> Result<()> {
                     mode,
                     mix: format!("{}/{sets_percent}", 100 - sets_percent),
                     value_bytes,
-                    vcpus: 1,
+                    vcpus,
                     nanoseconds: spent as f64 / f64::from(sent),
                     commands: sent,
                 }))?;

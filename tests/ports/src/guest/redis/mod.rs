@@ -16,7 +16,7 @@ use crate::plan::Part;
 pub(super) fn work(part: Part) -> Result<()> {
     match part {
         Part::Suite { .. } => bail!("the server's own suite runs on the machine, not in a guest"),
-        Part::Throughput { commands } => throughput::measure(commands),
+        Part::Throughput { commands, .. } => throughput::measure(commands),
         Part::Load => load::run(),
         Part::Errors { seed, errors, kind } => {
             errors::inject::<worker::Worker>(seed, errors, &kind)
