@@ -206,7 +206,8 @@ fn add(rules: &mut Rules, call: c_long, any_of: &[&[Check]]) -> Result<(), Backe
     Ok(())
 }
 
-/// Memory, waiting, time, the end, a panic and its backtrace; and confinement itself.
+/// Memory, also of files in memory that replace a broken frame; waiting, time, the end, a panic and its backtrace; and
+/// confinement itself.
 const COMMON: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -217,6 +218,7 @@ const COMMON: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fcntl,
     libc::SYS_fstat,
+    libc::SYS_ftruncate,
     libc::SYS_futex,
     libc::SYS_getcwd,
     libc::SYS_getpid,
@@ -227,12 +229,15 @@ const COMMON: &[c_long] = &[
     libc::SYS_landlock_restrict_self,
     libc::SYS_lseek,
     libc::SYS_madvise,
+    libc::SYS_memfd_create,
     libc::SYS_mremap,
     libc::SYS_msync,
     libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_newfstatat,
     libc::SYS_poll,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_read,
     libc::SYS_readlink,
     libc::SYS_restart_syscall,
@@ -261,16 +266,12 @@ const DEVICE: &[c_long] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
     libc::SYS_readv,
 ];
 
 /// To make the VM of the next boot, and to write the report at the end.
 const MAIN: &[c_long] = &[
-    libc::SYS_ftruncate,
     libc::SYS_lstat,
-    libc::SYS_memfd_create,
     libc::SYS_ppoll,
     libc::SYS_rmdir,
     libc::SYS_stat,
@@ -295,7 +296,6 @@ const SYMBOLIZER: &[c_long] = &[
     libc::SYS_getdents64,
     libc::SYS_lstat,
     libc::SYS_openat2,
-    libc::SYS_pread64,
     libc::SYS_readlinkat,
     libc::SYS_stat,
 ];

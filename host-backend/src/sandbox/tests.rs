@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use std::thread;
 
 use super::*;
+use crate::host_memory::HostPages;
+use crate::regions::Regions;
 
 /// Tells the process which of [`ATTEMPTS`] it is to make.
 const VARIABLE: &str = "VMSRS_SANDBOX_TEST";
@@ -20,7 +22,7 @@ struct Attempt {
     stopped: Option<&'static str>,
 }
 
-const ATTEMPTS: [Attempt; 8] = [
+const ATTEMPTS: [Attempt; 12] = [
     Attempt {
         name: "execve",
         role: Role::Vcpu,
@@ -88,6 +90,30 @@ const ATTEMPTS: [Attempt; 8] = [
         stopped: None,
     },
     Attempt {
+        name: "replace-frame-background",
+        role: Role::Background,
+        make: replace_frame,
+        stopped: None,
+    },
+    Attempt {
+        name: "replace-frame-control",
+        role: Role::Control,
+        make: replace_frame,
+        stopped: None,
+    },
+    Attempt {
+        name: "replace-frame-device",
+        role: Role::Device,
+        make: replace_frame,
+        stopped: None,
+    },
+    Attempt {
+        name: "replace-frame-vcpu",
+        role: Role::Vcpu,
+        make: replace_frame,
+        stopped: None,
+    },
+    Attempt {
         name: "panic",
         role: Role::Device,
         make: || {
@@ -97,6 +123,12 @@ const ATTEMPTS: [Attempt; 8] = [
         stopped: None,
     },
 ];
+
+/// What every thread may have to do whose work finds broken memory of the host.
+fn replace_frame() {
+    let regions = Regions::new(64, 64, HostPages::Standard).unwrap();
+    regions.vault.replace(3, &[7; 4096]).unwrap();
+}
 
 /// Makes the attempt that the variable names, in a process that a test of this file has started.
 #[test]
