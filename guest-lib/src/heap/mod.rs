@@ -386,20 +386,17 @@ impl Heap {
         size: usize,
         alignment: usize,
     ) -> Result<Option<NonNull<u8>>, Damage> {
-        let block = self.take(first, size, alignment, |_| Ok(()))?;
-        Ok(block.map(|(address, ())| address))
+        let block = self.take(first, size, alignment)?;
+        Ok(block.map(|(block, _)| block))
     }
 
-    /// The same; `look` sees the room that the block is taken from.
-    #[expect(clippy::inline_always, reason = "for each block that is taken")]
-    #[inline(always)]
-    fn take<T>(
+    /// The same; tells from which address on the extent was known to be zero.
+    fn take(
         &mut self,
         first: Extent,
         size: usize,
         alignment: usize,
-        look: impl FnOnce(&Chunk) -> Result<T, Damage>,
-    ) -> Result<Option<(NonNull<u8>, T)>, Damage> {
+    ) -> Result<Option<(NonNull<u8>, u64)>, Damage> {
         self.prepare(first)?;
         if size > SIZE_MAX {
             return Ok(None);
@@ -414,14 +411,14 @@ impl Heap {
         let Some(found) = self.find(wanted)? else {
             return Ok(None);
         };
-        let seen = look(&found)?;
+        let fresh = found.span.fresh()?;
         let mut block = self.carve(found, room, alignment)?;
         block.mark(size, block.header.room(), State::Live);
         block.red_zone().fill(RED);
         // SAFETY: the header is ours by new()'s contract.
         unsafe { (*self.header).blocks += 1 };
         let block = NonNull::new(block.address as *mut u8);
-        Ok(block.map(|block| (block, seen)))
+        Ok(block.map(|block| (block, fresh)))
     }
 
     /// The live block at `address`.

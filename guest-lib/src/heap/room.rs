@@ -29,6 +29,7 @@ fn word(place: u64, target: u64) -> u64 {
 }
 
 /// The list of a room of that many bytes.
+#[inline]
 fn list(room: usize) -> usize {
     list_of((room + BLOCK_HEADER) / GRAIN)
 }
@@ -155,6 +156,8 @@ impl Heap {
     }
 
     /// Finds a room of at least `bytes`, and takes it out of its list. `None` when there is no memory.
+    #[expect(clippy::inline_always, reason = "for each block that is taken")]
+    #[inline(always)]
     pub(super) fn find(&mut self, bytes: usize) -> Result<Option<Chunk>, Damage> {
         let mut found = self.look(bytes)?;
         if found.is_none() && self.grow(bytes)? {
@@ -195,6 +198,8 @@ impl Heap {
 
     /// Cuts a chunk of `room` bytes, aligned, from a room that is in no list; what is left over is room
     /// again.
+    #[expect(clippy::inline_always, reason = "for each block that is taken")]
+    #[inline(always)]
     pub(super) fn carve(
         &mut self,
         from: Chunk,

@@ -432,7 +432,7 @@ impl Bits {
         let before = unsafe { word.read() };
         // SAFETY: as above.
         unsafe { word.write(before | mask) };
-        if !self.sums.is_none() && before == 0 {
+        if before == 0 && !self.sums.is_none() {
             self.sums.mark(self.number(word));
         }
     }
@@ -451,6 +451,7 @@ impl Bits {
     }
 
     /// The word of an address, the bits in it of a range that begins there, and where the rest of the range does.
+    #[inline]
     fn masked(self, from: u64, to: u64) -> Option<(*mut u64, u64, u64)> {
         let (word, bit) = self.place(from).filter(|_| from < to)?;
         let count = (to - from).div_ceil(STEP).min(u64::from(64 - bit));
@@ -458,6 +459,7 @@ impl Bits {
         Some((word, mask, from + count * STEP))
     }
 
+    #[inline]
     pub(super) fn set_range(self, from: u64, to: u64) {
         let mut at = from;
         while let Some((word, mask, next)) = self.masked(at, to) {

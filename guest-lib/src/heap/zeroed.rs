@@ -40,7 +40,7 @@ impl Heap {
         size: usize,
         alignment: usize,
     ) -> Result<Option<Taken>, Damage> {
-        let taken = self.take(first, size, alignment, |room| room.span.fresh())?;
+        let taken = self.take(first, size, alignment)?;
         Ok(taken.map(|(block, fresh)| {
             let used = fresh.saturating_sub(block.as_ptr() as u64);
             Taken {

@@ -35,11 +35,11 @@ mod tests {
 
     #[test]
     fn memory_that_cannot_be_written_is_an_error() {
+        static CONSTANT: [u8; 1] = [3];
         let mut there = 1u8;
         // SAFETY: the variable, which nothing else uses meanwhile.
         unsafe { write((&raw mut there) as u64, &[2]) }.unwrap();
         assert_eq!(there, 2);
-        static CONSTANT: [u8; 1] = [3];
         for address in [8, CONSTANT.as_ptr() as u64] {
             // SAFETY: nothing is there that may be written.
             let refused = unsafe { write(address, &[4]) }.unwrap_err();

@@ -10,10 +10,16 @@ use crate::thread::Thread;
 pub(crate) const DAMAGED: &[u8] = b"the list of what is called after the commit was overwritten";
 
 /// Calls all of them, in order: the request is committed, and the thread has none.
+#[inline]
 pub(super) fn call_all(thread: &Thread, state: &State, list: Option<OnCommit>) {
-    let Some(list) = list else {
-        return;
-    };
+    if let Some(list) = list {
+        call_each(thread, state, list);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn call_each(thread: &Thread, state: &State, list: OnCommit) {
     let _held = thread.hold_arena();
     for place in list
         .places()
@@ -30,10 +36,14 @@ pub(super) fn call_all(thread: &Thread, state: &State, list: Option<OnCommit>) {
 
 /// Drops those that are not due, since the request was not committed, each so that an error in what it owns ends it alone. Returns
 /// how many that has happened to, or are lost since a stray write has changed the list.
+#[inline]
 pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
-    let Some(list) = list else {
-        return 0;
-    };
+    list.map_or(0, |list| forget_each(thread, list))
+}
+
+#[cold]
+#[inline(never)]
+fn forget_each(thread: &Thread, list: &OnCommit) -> u32 {
     let Some([_, rest]) = list.places() else {
         return 1;
     };
@@ -48,6 +58,7 @@ pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
 }
 
 /// Calls those that are due although the request was not committed at its end.
+#[inline]
 pub(crate) fn call_due(thread: &Thread, state: &State, list: Option<OnCommit>) {
     if let Some(list) = list {
         let _held = thread.hold_arena();
@@ -55,6 +66,8 @@ pub(crate) fn call_due(thread: &Thread, state: &State, list: Option<OnCommit>) {
     }
 }
 
+#[cold]
+#[inline(never)]
 fn call_each_due(state: &State, list: OnCommit) {
     for place in list.places().map_or(0..0, |[due, _]| due) {
         if let Some(deferred) = list.take(place) {

@@ -200,10 +200,18 @@ impl State {
 
     /// Copies everything back, the newest first. Returns how many could not be: their memory is gone, or a stray write has changed
     /// the copy. Nothing is left for a second time.
+    #[inline]
     pub(crate) fn restore_kept(&self) -> u32 {
-        if !self.has(KEPT) {
-            return 0;
+        if self.has(KEPT) {
+            self.restore_all()
+        } else {
+            0
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn restore_all(&self) -> u32 {
         let tag = self.tag();
         let failed = self.lists(|lists| {
             let kept = &lists.kept;
@@ -226,7 +234,6 @@ mod tests {
     use crate::Domain;
     use crate::mock::MockBackend;
     use crate::{RunError, thread};
-    use std::ptr;
 
     /// A request that keeps two numbers, changes them and fails; what they are then, and how many could not be put back.
     fn run(domain: &'static Domain, damage: fn(&mut Kept)) -> ([u64; 2], u32) {
@@ -251,12 +258,14 @@ mod tests {
         (unsafe { place.read() }, failure.defers_failed)
     }
 
+    type Damage = fn(&mut Kept);
+
     #[test]
     fn damaged_copies_are_not_put_back() {
         let app = MockBackend::app("damaged copies", |hooks| hooks.protects = true);
         let domain = app.domain("one").unwrap();
         assert_eq!(run(domain, |_| ()), ([1, 2], 0));
-        let damages: [(fn(&mut Kept), [u64; 2]); 4] = [
+        let damages: [(Damage, [u64; 2]); 4] = [
             (|kept| kept.count = 1, [3, 4]),
             (|kept| kept.tag += 1, [3, 4]),
             (
@@ -286,11 +295,11 @@ mod tests {
     fn copies_of_one_request_have_a_limit() {
         let app = MockBackend::app("many copies", |hooks| hooks.protects = true);
         let domain = app.domain("one").unwrap();
-        let bytes = [0u8; KEPT_MAX];
+        let bytes = vec![0u8; KEPT_MAX];
         let fits = |size: usize| {
             let outcome = domain.run(|request| {
                 // SAFETY: they live longer than the request.
-                unsafe { request.keep_bytes(ptr::from_ref(&bytes).cast_mut().cast(), size) }
+                unsafe { request.keep_bytes(bytes.as_ptr().cast_mut(), size) }
             });
             match outcome {
                 Ok(()) => true,

@@ -179,11 +179,15 @@ impl State {
     }
 
     /// The list of the request, which is over or about to be; the state may be that of another by the time that it is worked off.
+    #[inline]
     pub(crate) fn take_on_commit(&self) -> Option<OnCommit> {
-        if !self.has(ON_COMMIT) {
-            return None;
-        }
-        self.lists(|lists| Some(std::mem::replace(&mut lists.on_commit, OnCommit::new())))
+        self.has(ON_COMMIT).then(|| self.take_list())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_list(&self) -> OnCommit {
+        self.lists(|lists| std::mem::replace(&mut lists.on_commit, OnCommit::new()))
     }
 
     /// Keeps the list's memory for the next request.
