@@ -63,7 +63,7 @@ impl Thread {
     pub(super) fn end_arena(&self) {
         if self.arena.checks_blocks() {
             self.empty_next();
-        } else {
+        } else if self.arena.used() != 0 {
             self.arena.reset();
         }
     }
