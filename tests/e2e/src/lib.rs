@@ -30,7 +30,7 @@ pub enum Machine {
     Usual,
     /// The usual one with small pool and vault, to fill them.
     SmallWindow,
-    /// The usual one with 256 MiB for pool and vault.
+    /// The usual one with 256 MiB for pool and vault; also for what the usual one has no apps left for.
     LargeWindow,
     /// The usual one, for a behaviour that leaves the device in an unusual state.
     Hostile,

@@ -17,7 +17,7 @@ use crate::{Behaviour, Machine};
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "messages_and_counts_outside_of_domains_follow_commits",
-    machine: Machine::Usual,
+    machine: Machine::LargeWindow,
     steps: &[("messages", messages)],
     host,
 };

@@ -11,7 +11,7 @@ use crate::{Behaviour, Machine};
 /// The behaviour.
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "errors_in_chunks_of_a_slab_cost_their_requests_alone",
-    machine: Machine::Usual,
+    machine: Machine::LargeWindow,
     steps: &[("slabs", slabs)],
     host: |guest| guest.run_steps(&["slabs"]),
 };
