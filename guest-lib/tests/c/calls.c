@@ -67,7 +67,7 @@ static int right(vmsrs_request *request, void *argument)
 	CHECK(vmsrs_free(two, block) == VMSRS_ENOTHELD);
 	CHECK(vmsrs_set_root(two, NULL) == VMSRS_ENOTHELD);
 	errno = 0;
-	CHECK(!vmsrs_alloc(one, (size_t)5 << 20) && errno == ENOMEM);
+	CHECK(!vmsrs_alloc(one, (size_t)2 << 40) && errno == ENOMEM);
 	errno = 0;
 	CHECK(!vmsrs_alloc_aligned(one, 1, 5) && errno == EINVAL);
 	CHECK(vmsrs_enter(request, one) == VMSRS_EHELD);
