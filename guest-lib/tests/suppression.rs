@@ -662,7 +662,7 @@ fn misuse_is_refused_with_specific_error() {
         assert!(matches!(one.allocate(8, 3), Err(Error::Argument(_))));
         assert!(matches!(one.allocate(8, 8192), Err(Error::Argument(_))));
         assert!(matches!(
-            one.allocate(5 << 20, 8),
+            one.allocate(2 << 40, 8),
             Err(Error::OutOfMemory { .. })
         ));
         assert!(matches!(request.enter(one), Err(Error::AlreadyHeld)));
