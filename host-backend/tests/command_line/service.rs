@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
+use std::thread::sleep;
+use std::time::Duration;
 
 use vmsrs_host::control::{Client, Request};
 
@@ -179,16 +181,37 @@ impl Drop for Held {
     }
 }
 
-/// The threads of a process by name.
+/// Waits for a thread of a process to be there.
 fn thread(process: &Child, name: &str) -> libc::pid_t {
     let tasks = format!("/proc/{}/task", process.id());
-    let mut tasks = fs::read_dir(tasks).unwrap().map(|task| task.unwrap());
-    let task = tasks.find(|task| {
-        let found = fs::read_to_string(task.path().join("comm")).unwrap();
-        found.trim() == name
-    });
-    let task = task.unwrap_or_else(|| panic!("no thread {name}"));
-    task.file_name().to_str().unwrap().parse().unwrap()
+    loop {
+        let mut tasks = fs::read_dir(&tasks).unwrap().map(|task| task.unwrap());
+        let task = tasks.find(|task| {
+            let found = fs::read_to_string(task.path().join("comm"));
+            found.is_ok_and(|found| found.trim() == name)
+        });
+        if let Some(task) = task {
+            return task.file_name().to_str().unwrap().parse().unwrap();
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Holds a thread that is asked whether it is alive, and waits for the message that it does not answer.
+fn hold_until_told(vm: &Child, manager: &Manager, name: &str) -> Held {
+    let silence = format!("no answer from {name}");
+    loop {
+        let held = Held::new(thread(vm, name));
+        // One of these may be on its way. After more, the thread was held before anybody knew of it.
+        let mut answers = 0;
+        while answers < 3 {
+            let message = manager.next();
+            if message.contains(&silence) {
+                return held;
+            }
+            answers += u32::from(message.contains("WATCHDOG=1"));
+        }
+    }
 }
 
 #[test]
@@ -200,9 +223,7 @@ fn a_thread_that_hangs_stops_the_watchdogs_messages() {
     };
     manager.wait_for("WATCHDOG=1");
     for name in ["vcpu0", "control"] {
-        let held = Held::new(thread(&vm, name));
-        let silence = format!("no answer from {name}");
-        manager.wait_for(&silence);
+        let held = hold_until_told(&vm, &manager, name);
         // Nothing new is told while it hangs; on a slow machine others may answer late.
         drop(held);
         let messages = manager.wait_for("WATCHDOG=1");
