@@ -1,9 +1,10 @@
 //! The audit's view of the heap: everything that can be checked of it, in the whole domain or page by
 //! page.
 
+use super::inner::{Inner, Middle};
 use super::layout::{BLOCK_HEADER, GRAIN, REACH, RED_ZONE_MAX, State};
 use super::room::check_fill;
-use super::span::{Inner, Middle, Span};
+use super::span::Span;
 use super::{Chunk, Damage, Heap, PAGE};
 
 /// Where a page of the bitmaps was written, the chunks of a domain of at most this many blocks are compared with

@@ -52,6 +52,11 @@ pub(crate) const fn levels_bytes(pages: usize) -> usize {
     bytes.next_multiple_of(64)
 }
 
+/// How far before an extent's bitmaps the levels of bitmap number `map` begin, if those of one have that many bytes.
+pub(crate) const fn levels_before_maps(map: usize, bytes: usize) -> usize {
+    (2 - map) * bytes
+}
+
 /// Starts a large extent, after the domain's header if it is the first one. All zero in a new one.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,10 @@
 //! the caller makes the request fail with it.
 
 mod bins;
+mod bits;
 mod check;
 mod grow;
+mod inner;
 pub(crate) mod layout;
 mod resize;
 mod room;

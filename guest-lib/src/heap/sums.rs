@@ -22,32 +22,16 @@ pub(super) const fn total(words: usize) -> usize {
 /// The levels of a bitmap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sums {
-    /// Their first word, or null if the bitmap has none.
+    /// Their first word.
     first: *mut u64,
     /// Words of the bitmap.
     count: usize,
 }
 
 impl Sums {
-    /// Of a bitmap without.
-    pub(super) const NONE: Self = Self {
-        first: std::ptr::null_mut(),
-        count: 0,
-    };
-
     /// Those of a bitmap of `count` words, more than [`TOP`]: [`total`] words from `first` on, in a domain that the request holds.
     pub(super) const fn new(first: *mut u64, count: usize) -> Self {
         Self { first, count }
-    }
-
-    /// Its words, each of which has the bits of [`STEP`] words of the bitmap.
-    pub(super) fn first_level(self) -> *const u64 {
-        self.first
-    }
-
-    #[inline]
-    pub(super) fn is_none(self) -> bool {
-        self.first.is_null()
     }
 
     /// The levels, each with its words and the number of these.
@@ -107,19 +91,6 @@ impl Sums {
             place /= STEP;
             bit != 0
         })
-    }
-
-    /// Whether any of the words from one to another is not 0, by the first level. They are at most [`STEP`].
-    #[inline]
-    pub(super) fn is_any(self, from: usize, last: usize) -> bool {
-        // SAFETY: as in mark().
-        let read = |word: usize| unsafe { self.first.wrapping_add(word).read() };
-        let bits = read(from / STEP) >> (from % STEP);
-        if from / STEP == last / STEP {
-            bits << (STEP - 1 - (last - from)) != 0
-        } else {
-            bits != 0 || read(last / STEP) << (STEP - 1 - last % STEP) != 0
-        }
     }
 
     /// The first word from `from` on that is not 0, by the levels.
@@ -227,13 +198,6 @@ mod tests {
                 prop_assert_eq!(sums.next(look), marked.range(look..).next().copied());
                 prop_assert_eq!(sums.before(look), marked.range(..look).next_back().copied());
                 prop_assert_eq!(look < count && sums.has(look), marked.contains(&look));
-            }
-            for look in looks.iter().map(|look| look.index(count)) {
-                for length in [1, 5, 64] {
-                    let last = (look + length).min(count) - 1;
-                    let is_any = marked.range(look..=last).next().is_some();
-                    prop_assert_eq!(sums.is_any(look, last), is_any);
-                }
             }
             for place in std::mem::take(&mut marked) {
                 sums.unmark(place);

@@ -24,6 +24,7 @@ use crate::os::errno;
 use crate::os::switch::{self, LANDED};
 use crate::state::Limits;
 use crate::state::domain::Domain;
+use crate::state::on_commit::OnCommit;
 use crate::thread::{self, Needs, Phase, REENTRANT, Thread};
 use audit::{audit_all, audit_plain};
 use commit::{commit_all, commit_listed, needs_audit};
@@ -530,7 +531,7 @@ fn fail(thread: &Thread) -> Stop {
     } else {
         0
     };
-    let mut failure = report(thread);
+    let mut failure = thread.boxed(report(thread));
     state.members.wait(thread::sweep);
     lost += state.restore_kept();
     thread.leave_lent_stack();
@@ -542,17 +543,35 @@ fn fail(thread: &Thread) -> Stop {
     for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
         lock::release(thread, domain.number());
     }
-    let tag = state.tag();
-    let after = state.take_on_commit();
+    failure.defers_failed = lost;
+    match state.take_on_commit() {
+        None => end_failed(thread, failure, None),
+        Some(list) => end_failed_with(thread, failure, list),
+    }
+}
+
+/// Ends a failed request that has registered something for after its commit.
+#[cold]
+#[inline(never)]
+fn end_failed_with(thread: &Thread, failure: Box<Failure>, list: OnCommit) -> Stop {
+    end_failed(thread, failure, Some(list))
+}
+
+/// Ends a failed request, whose locks are free.
+#[expect(
+    clippy::inline_always,
+    reason = "most requests have no list, which is large"
+)]
+#[inline(always)]
+fn end_failed(thread: &Thread, mut failure: Box<Failure>, after: Option<OnCommit>) -> Stop {
+    let (state, tag) = (thread.state(), thread.state().tag());
     thread.end(false);
-    failure.defers_failed = lost
-        + release_mutexes(thread, tag)
+    failure.defers_failed += release_mutexes(thread, tag)
         + run_defers(thread, state)
         + on_commit::forget_rest(thread, after.as_ref());
     let domain = thread.domain();
     thread.go_idle();
     health::note_failure(domain, &failure);
-    let failure = thread.boxed(failure);
     on_commit::call_due(thread, state, after);
     Stop::Failed(failure)
 }
