@@ -546,15 +546,15 @@ fn fail(thread: &Thread) -> Stop {
     failure.defers_failed = lost;
     match state.take_on_commit() {
         None => end_failed(thread, failure, None),
-        Some(list) => end_failed_with(thread, failure, list),
+        Some(after) => end_failed_with(thread, failure, after),
     }
 }
 
 /// Ends a failed request that has registered something for after its commit.
 #[cold]
 #[inline(never)]
-fn end_failed_with(thread: &Thread, failure: Box<Failure>, list: OnCommit) -> Stop {
-    end_failed(thread, failure, Some(list))
+fn end_failed_with(thread: &Thread, failure: Box<Failure>, after: OnCommit) -> Stop {
+    end_failed(thread, failure, Some(after))
 }
 
 /// Ends a failed request, whose locks are free.

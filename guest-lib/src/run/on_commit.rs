@@ -21,13 +21,13 @@ pub(super) fn call_all(thread: &Thread, state: &State, list: Option<OnCommit>) {
 #[inline(never)]
 fn call_each(thread: &Thread, state: &State, list: OnCommit) {
     let _held = thread.hold_arena();
-    for place in list
-        .places()
-        .map_or(0..1, |[due, rest]| due.start..rest.end)
-    {
+    // It was whole before the commit. The server would believe that it was done.
+    let Some([due, rest]) = list.places() else {
+        abort_process(DAMAGED);
+    };
+    for place in due.start..rest.end {
         match list.take(place) {
             Some(deferred) => deferred.call(),
-            // It was whole before the commit. The server would believe that it was done.
             None => abort_process(DAMAGED),
         }
     }

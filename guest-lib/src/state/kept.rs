@@ -6,6 +6,7 @@
 use super::State;
 use super::check::check_word;
 use super::joining::KEPT;
+use super::list_memory::ListMemory;
 use crate::error::Error;
 use crate::os::own_memory;
 use crate::os::region::Region;
@@ -28,64 +29,15 @@ struct Saved {
     check: u64,
 }
 
-/// What a request has saved, in the order of its calls.
-pub(super) struct Kept {
-    /// Mapped when it is first used.
-    memory: Option<Region>,
-    /// The request that it is of.
-    tag: u64,
-    count: usize,
-    /// Bytes that are saved.
-    used: usize,
-    /// Of all that.
-    check: u64,
-}
+/// What a request has saved, in the order of its calls. The list's end is that of the bytes.
+pub(super) struct Kept(ListMemory);
 
 /// The kernel copies back.
 static CAN_WRITE: AtomicBool = AtomicBool::new(false);
 
 impl Kept {
     pub(super) fn new() -> Self {
-        let mut this = Self {
-            memory: None,
-            tag: 0,
-            count: 0,
-            used: 0,
-            check: 0,
-        };
-        this.set(0, 0, 0);
-        this
-    }
-
-    fn header_check(&self) -> u64 {
-        let memory = self.memory.as_ref();
-        let memory = memory.map_or(0, |memory| memory.low() as u64);
-        check_word(self.tag, [self.count as u64, self.used as u64, memory])
-    }
-
-    fn set(&mut self, tag: u64, count: usize, used: usize) {
-        (self.tag, self.count, self.used) = (tag, count, used);
-        self.check = self.header_check();
-    }
-
-    fn is_whole(&self) -> bool {
-        self.check == self.header_check()
-    }
-
-    fn is_of(&self, tag: u64) -> bool {
-        self.tag == tag && self.is_whole()
-    }
-
-    fn begin(&mut self, tag: u64) -> Result<(), Error> {
-        if !self.is_whole() {
-            // Nobody knows whose memory this is.
-            std::mem::forget(self.memory.take());
-        }
-        if self.memory.is_none() {
-            self.memory = Some(Region::new(KEPT_MAX)?);
-        }
-        self.set(tag, 0, 0);
-        Ok(())
+        Self(ListMemory::new())
     }
 
     fn place(memory: &Region, number: usize) -> *mut Saved {
@@ -110,9 +62,9 @@ impl Kept {
     ///
     /// They can be read.
     unsafe fn save(&mut self, address: *const u8, size: usize) -> Result<(), Error> {
-        let (count, start) = (self.count, self.used);
+        let (tag, count, start) = (self.0.tag(), self.0.count(), self.0.end());
         let needed = size.saturating_add((count + 1) * OVERHEAD);
-        let Some(memory) = self.memory.as_ref().filter(|_| needed <= KEPT_MAX - start) else {
+        let Some(memory) = self.0.region().filter(|_| needed <= KEPT_MAX - start) else {
             return Err(Error::Limit("64 KiB of variables that go back"));
         };
         let copy = memory.low().wrapping_add(start);
@@ -127,29 +79,29 @@ impl Kept {
             start,
             check: 0,
         };
-        saved.check = Self::check_of(self.tag, &saved, bytes);
+        saved.check = Self::check_of(tag, &saved, bytes);
         // SAFETY: as above.
         unsafe { Self::place(memory, count).write(saved) };
-        self.set(self.tag, count + 1, start + size);
+        self.0.set(tag, count + 1, start + size);
         Ok(())
     }
 
     /// Copies one back; false if it cannot.
     fn restore(&self, number: usize) -> bool {
-        let Some(memory) = &self.memory else {
+        let Some(memory) = self.0.region() else {
             return false;
         };
         // SAFETY: the list is whole, so it has that many.
         let saved = unsafe { Self::place(memory, number).read() };
         let end = saved.start.checked_add(saved.size);
-        if end.is_none_or(|end| end > self.used) {
+        if end.is_none_or(|end| end > self.0.end()) {
             return false;
         }
         let copy = memory.low().wrapping_add(saved.start);
         // SAFETY: inside the memory, by the comparison.
         let bytes = unsafe { std::slice::from_raw_parts(copy, saved.size) };
         // SAFETY: what was there when the request asked for this, as the check says.
-        saved.check == Self::check_of(self.tag, &saved, bytes)
+        saved.check == Self::check_of(self.0.tag(), &saved, bytes)
             && unsafe { own_memory::write(saved.address, bytes) }.is_ok()
     }
 }
@@ -182,8 +134,8 @@ impl State {
         self.lists(|lists| {
             let kept = &mut lists.kept;
             if is_first {
-                kept.begin(tag)?;
-            } else if !kept.is_of(tag) {
+                kept.0.begin(tag, KEPT_MAX)?;
+            } else if !kept.0.is_of(tag) {
                 return Ok(false);
             }
             // SAFETY: the caller's.
@@ -215,10 +167,10 @@ impl State {
         let tag = self.tag();
         let failed = self.lists(|lists| {
             let kept = &lists.kept;
-            if !kept.is_of(tag) {
+            if !kept.0.is_of(tag) {
                 return 1;
             }
-            let failed = (0..kept.count)
+            let failed = (0..kept.0.count())
                 .rev()
                 .filter(|&number| !kept.restore(number));
             failed.count() as u32
@@ -266,11 +218,11 @@ mod tests {
         let domain = app.domain("one").unwrap();
         assert_eq!(run(domain, |_| ()), ([1, 2], 0));
         let damages: [(Damage, [u64; 2]); 4] = [
-            (|kept| kept.count = 1, [3, 4]),
-            (|kept| kept.tag += 1, [3, 4]),
+            (|kept| kept.0.damage(|_, count, _| *count = 1), [3, 4]),
+            (|kept| kept.0.damage(|tag, _, _| *tag += 1), [3, 4]),
             (
                 |kept| {
-                    let copy = kept.memory.as_ref().unwrap().low();
+                    let copy = kept.0.region().unwrap().low();
                     // SAFETY: the first copy; the damage is the test.
                     unsafe { copy.write(9) };
                 },
@@ -278,7 +230,7 @@ mod tests {
             ),
             (
                 |kept| {
-                    let memory = kept.memory.as_ref().unwrap();
+                    let memory = kept.0.region().unwrap();
                     // SAFETY: two entries; the damage is the test.
                     unsafe { (*Kept::place(memory, 1)).address += 8 };
                 },

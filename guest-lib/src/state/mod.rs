@@ -13,6 +13,7 @@ mod held;
 mod joining;
 mod kept;
 mod key;
+mod list_memory;
 mod lists;
 pub(crate) mod members;
 pub(crate) mod on_commit;

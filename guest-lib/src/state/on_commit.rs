@@ -7,8 +7,8 @@ use super::State;
 use super::check::check_word;
 use super::deferred::Deferred;
 use super::joining::ON_COMMIT;
+use super::list_memory::ListMemory;
 use crate::error::Error;
-use crate::os::region::Region;
 use std::ops::Range;
 
 /// Most functions of one request.
@@ -23,84 +23,29 @@ struct Entry {
     check: u64,
 }
 
-/// A list of such functions, in the order in which they were registered.
-pub(crate) struct OnCommit {
-    /// Mapped when it is first used.
-    memory: Option<Region>,
-    /// The request that they are of; 0 for none.
-    tag: u64,
-    count: usize,
-    /// The first of them, which are due however the request ends: an intermediate commit has come after them.
-    due: usize,
-    /// Of all that.
-    check: u64,
-}
+/// A list of such functions, in the order in which they were registered. Its end is that of those which are due however the request
+/// ends: an intermediate commit has come after them.
+pub(crate) struct OnCommit(ListMemory);
 
 impl OnCommit {
     pub(super) fn new() -> Self {
-        let mut this = Self {
-            memory: None,
-            tag: 0,
-            count: 0,
-            due: 0,
-            check: 0,
-        };
-        this.set(0, 0, 0);
-        this
-    }
-
-    fn header_check(&self) -> u64 {
-        let memory = self.memory.as_ref();
-        let memory = memory.map_or([0; 2], |memory| [memory.low() as u64, memory.size() as u64]);
-        check_word(
-            self.tag,
-            [self.count as u64, self.due as u64]
-                .into_iter()
-                .chain(memory),
-        )
-    }
-
-    fn set(&mut self, tag: u64, count: usize, due: usize) {
-        (self.tag, self.count, self.due) = (tag, count, due);
-        self.check = self.header_check();
-    }
-
-    fn is_whole(&self) -> bool {
-        self.check == self.header_check()
-    }
-
-    /// Whether it is the list of the request with that tag, as the library has left it.
-    fn is_of(&self, tag: u64) -> bool {
-        self.tag == tag && self.is_whole()
-    }
-
-    /// Begins the list of a request.
-    fn begin(&mut self, tag: u64) -> Result<(), Error> {
-        if !self.is_whole() {
-            // Nobody knows whose memory this is.
-            std::mem::forget(self.memory.take());
-        }
-        if self.memory.is_none() {
-            self.memory = Some(Region::new(ON_COMMIT_MAX * size_of::<Entry>())?);
-        }
-        self.set(tag, 0, 0);
-        Ok(())
+        Self(ListMemory::new())
     }
 
     fn entry(&self, place: usize) -> Option<*mut Entry> {
-        let memory = self.memory.as_ref()?;
+        let memory = self.0.region()?;
         (place < ON_COMMIT_MAX).then(|| memory.low().cast::<Entry>().wrapping_add(place))
     }
 
     /// The list is whole, and has room.
     fn push(&mut self, deferred: Deferred) {
-        let (place, tag) = (self.count, self.tag);
+        let (place, tag) = (self.0.count(), self.0.tag());
         if let Some(entry) = self.entry(place) {
             let words = deferred.into_words();
             let check = check_word(tag ^ place as u64, words);
             // SAFETY: inside the region, which is the list's alone.
             unsafe { entry.write(Entry { words, check }) };
-            self.set(tag, place + 1, self.due);
+            self.0.set(tag, place + 1, self.0.end());
         }
     }
 
@@ -109,12 +54,12 @@ impl OnCommit {
         let entry = self.entry(place)?;
         // SAFETY: as in push(); any words are good ones.
         let Entry { words, check } = unsafe { entry.read() };
-        (check == check_word(self.tag ^ place as u64, words)).then_some(words)
+        (check == check_word(self.0.tag() ^ place as u64, words)).then_some(words)
     }
 
     /// A function, which must be taken once; `None` if a stray write has changed the list.
     pub(crate) fn take(&self, place: usize) -> Option<Deferred> {
-        let words = self.is_whole().then(|| self.words(place))??;
+        let words = self.0.is_whole().then(|| self.words(place))??;
         // SAFETY: they were made in push(), as the check says.
         Some(unsafe { Deferred::from_words(words) })
     }
@@ -122,8 +67,9 @@ impl OnCommit {
     /// The places of those that are due although the request has failed, or was given up, and of the others. `None` if a stray
     /// write has changed the list.
     pub(crate) fn places(&self) -> Option<[Range<usize>; 2]> {
-        self.is_whole()
-            .then_some([0..self.due, self.due..self.count])
+        self.0
+            .is_whole()
+            .then(|| [0..self.0.end(), self.0.end()..self.0.count()])
     }
 }
 
@@ -138,11 +84,11 @@ impl State {
         self.lists(|lists| {
             let list = &mut lists.on_commit;
             if is_first {
-                list.begin(tag)?;
-            } else if !list.is_of(tag) {
+                list.0.begin(tag, ON_COMMIT_MAX * size_of::<Entry>())?;
+            } else if !list.0.is_of(tag) {
                 return Ok(false);
             }
-            if list.count >= ON_COMMIT_MAX {
+            if list.0.count() >= ON_COMMIT_MAX {
                 return Err(Error::Limit(
                     "262144 functions to be called after the commit",
                 ));
@@ -161,9 +107,9 @@ impl State {
         self.lists(|lists| {
             let list = &lists.on_commit;
             if !is_used {
-                return list.tag != tag;
+                return list.0.tag() != tag;
             }
-            list.is_of(tag) && (0..list.count).all(|place| list.words(place).is_some())
+            list.0.is_of(tag) && (0..list.0.count()).all(|place| list.words(place).is_some())
         })
     }
 
@@ -171,9 +117,9 @@ impl State {
     pub(crate) fn set_on_commit_due(&self) {
         let tag = self.tag();
         self.lists(|lists| {
-            let list = &mut lists.on_commit;
+            let list = &mut lists.on_commit.0;
             if list.is_of(tag) {
-                list.set(tag, list.count, list.count);
+                list.set(tag, list.count(), list.count());
             }
         });
     }
@@ -192,18 +138,18 @@ impl State {
 
     /// Keeps the list's memory for the next request.
     pub(crate) fn keep_on_commit(&self, mut list: OnCommit) {
-        if !list.is_whole() {
-            std::mem::forget(list.memory.take());
+        if !list.0.is_whole() {
+            list.0.abandon();
             return;
         }
-        if let Some(memory) = &list.memory
-            && list.count * size_of::<Entry>() > KEPT
+        if let Some(memory) = list.0.region()
+            && list.0.count() * size_of::<Entry>() > KEPT
         {
             memory.shrink(KEPT);
         }
-        list.set(0, 0, 0);
+        list.0.set(0, 0, 0);
         self.lists(|lists| {
-            if lists.on_commit.memory.is_none() {
+            if lists.on_commit.0.region().is_none() {
                 lists.on_commit = list;
             }
         });
@@ -253,11 +199,11 @@ mod tests {
     #[test]
     fn damaged_list_of_what_comes_after_the_commit_fails_the_request() {
         let damages: [fn(&mut OnCommit); 7] = [
-            |list| list.count = 1,
-            |list| list.count = 3,
-            |list| list.count = 0,
-            |list| list.tag += 1,
-            |list| list.due = 1,
+            |list| list.0.damage(|_, count, _| *count = 1),
+            |list| list.0.damage(|_, count, _| *count = 3),
+            |list| list.0.damage(|_, count, _| *count = 0),
+            |list| list.0.damage(|tag, _, _| *tag += 1),
+            |list| list.0.damage(|_, _, due| *due = 1),
             |list| {
                 // SAFETY: the second entry; the damage is the test.
                 unsafe { (*list.entry(1).unwrap()).words[0] ^= 1 << 20 };
