@@ -10,7 +10,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
-	lint unit e2e shortcampaign fuzz propagation fetch trixie debug-kernel clean
+	lint unit e2e shortcampaign fuzz propagation fetch trixie deb deb-test debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
 PRODUCT = -p vmsrs-host -p vmsrs
@@ -113,6 +113,12 @@ fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing t
 
 trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
 	tests/bed/trixie.sh $(TARGETS)
+
+deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and vmsrs-dkms
+	packaging/deb.sh
+
+deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian (as root; SUITES=)
+	tests/packages/test.sh $(SUITES)
 
 BENCH = $(CARGO) run --quiet --release -p vmsrs-bench --
 

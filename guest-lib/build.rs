@@ -4,12 +4,13 @@ use std::env;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+/// With the number of the ABI: rises when programs have to be linked again. The package `libvmsrs1` has it in its name, too.
+const SONAME: &str = "libvmsrs.so.1";
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let major = env::var("CARGO_PKG_VERSION_MAJOR").expect("cargo sets the version");
-    let name = format!("libvmsrs.so.{major}");
-    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{name}");
-    link_beside_library(&name);
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{SONAME}");
+    link_beside_library(SONAME);
 }
 
 /// So that programs that are linked with the library where it is built find it there, too. They need not be able to: where

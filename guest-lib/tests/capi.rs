@@ -46,7 +46,7 @@ fn install(page: &str, prefix: &Path) {
     let text = std::fs::read_to_string(root.join(page)).unwrap();
     let commands = text
         .split("```")
-        .find(|block| block.contains("libvmsrs.so.$version"))
+        .find(|block| block.contains("$prefix/lib/libvmsrs.so.1\n"))
         .unwrap();
     // The first line is the block's language.
     let commands = commands.lines().skip(1).filter(|line| {

@@ -16,26 +16,7 @@ esac
 suite=trixie
 (($#)) || set -- fetch kmod demo
 
-if [ "$(id -u)" != 0 ]; then
-	echo "$0: only root makes and enters a Debian root; use sudo" >&2
-	exit 1
-fi
-if ! command -v mmdebstrap >/dev/null; then
-	apt-get --quiet update
-	apt-get --quiet install --yes --no-install-recommends mmdebstrap
-fi
-
-# This machine's mirrors: "address release" of Debian's own suites.
-mirrors() {
-	LC_ALL=C apt-get indextargets --format '$(ORIGIN)|$(REPO_URI)|$(RELEASE)' 'Created-By: Packages' |
-		awk -F '|' '($1 == "Debian" || $1 == "") && $2 ~ /debian/ { print $2, $3 }'
-}
-main=$(mirrors | awk '$2 !~ /-/ { print $1; exit }')
-security=$(mirrors | awk '$2 ~ /-security$/ { print $1; exit }')
-if [ -z "$main" ]; then
-	echo "$0: apt's sources name no Debian archive" >&2
-	exit 1
-fi
+. tests/bed/root.sh
 
 mkdir -p build
 folder=$(mktemp --directory "$PWD/build/trixie-XXXXXX")
@@ -43,19 +24,13 @@ folder=$(mktemp --directory "$PWD/build/trixie-XXXXXX")
 trap 'rm --recursive --force --one-file-system "$folder"' EXIT
 root=$folder/root
 
-# Proxies, dates and the like, as on this machine.
-apt-config dump Acquire >"$folder/apt.conf"
-sources=("deb $main $suite main" "deb $main $suite-updates main")
-[ -z "$security" ] || sources+=("deb $security $suite-security main")
-mmdebstrap --variant=apt --aptopt="$folder/apt.conf" --include=ca-certificates,make,gcc,libc6-dev \
-	"$suite" "$root" "${sources[@]}"
+make_root "$suite" "$folder" ca-certificates,make,gcc,libc6-dev
 
 mkdir "$root/vmsrs" "$root/usr/local/rust" "$root/root/.cargo"
 git ls-files -z --cached --others --exclude-standard |
 	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$root/vmsrs"
 # A proxy may have a certificate of its own.
 cp --dereference /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-cp --dereference /etc/resolv.conf /etc/hosts "$root/etc/"
 for config in config config.toml; do
 	cp --dereference "${CARGO_HOME:-$HOME/.cargo}/$config" "$root/root/.cargo/" 2>/dev/null || :
 done

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The name by which programs look for the shared library when they start.
-pub const SONAME: &str = concat!("libvmsrs.so.", env!("CARGO_PKG_VERSION_MAJOR"));
+pub const SONAME: &str = "libvmsrs.so.1";
 
 /// The static library of this build.
 pub fn library() -> PathBuf {

@@ -128,6 +128,11 @@ pub fn main() -> ExitCode {
     exit
 }
 
+/// What the command line can be, for manual pages and completions of shells.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Why there are no arguments to run.
 enum Unparsed {
     /// Help was asked for, or the command line is invalid.

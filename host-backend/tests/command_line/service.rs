@@ -27,7 +27,7 @@ fn unit() -> String {
 fn analyze(arguments: &[&str]) -> Option<Output> {
     let place = Place::new();
     // Paths of programs are checked too.
-    let unit = unit().replace("/usr/local/bin/vmsrs", env!("CARGO_BIN_EXE_vmsrs"));
+    let unit = unit().replace("/usr/bin/vmsrs", env!("CARGO_BIN_EXE_vmsrs"));
     let path = place.file("vmsrs@web.service", unit.as_bytes());
     let mut command = Command::new("systemd-analyze");
     match command.args(arguments).arg(path).output() {

@@ -47,7 +47,7 @@ pub fn built(name: &str) -> Result<PathBuf> {
 ///
 /// When the link cannot be made.
 pub fn link_library(library: &Path, folder: &Path) -> Result<()> {
-    let link = folder.join(concat!("libvmsrs.so.", env!("CARGO_PKG_VERSION_MAJOR")));
+    let link = folder.join("libvmsrs.so.1");
     // That of an earlier run.
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
