@@ -1,6 +1,7 @@
 //! The `vmsrs` command: its arguments, and what its subcommands do.
 
 mod doctor;
+mod domains;
 mod exit;
 mod incidents;
 mod memory;
@@ -45,6 +46,7 @@ enum Command {
     Doctor(doctor::Arguments),
     Status(status::Arguments),
     Incidents(incidents::Arguments),
+    Domains(domains::Arguments),
     Scrub(scrub::Arguments),
     Stop(stop::Arguments),
     Metrics(metrics::Arguments),
@@ -57,6 +59,7 @@ impl Command {
             Self::Doctor(arguments) => arguments.json,
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
+            Self::Domains(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
             Self::Stop(arguments) => arguments.json,
             Self::Metrics(_) => false,
@@ -69,6 +72,7 @@ impl Command {
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
+            Self::Domains(arguments) => domains::run(&arguments),
             Self::Scrub(arguments) => scrub::run(&arguments),
             Self::Stop(arguments) => stop::run(arguments),
             Self::Metrics(arguments) => metrics::run(&arguments),
