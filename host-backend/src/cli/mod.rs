@@ -11,6 +11,8 @@ mod scrub;
 mod status;
 mod stop;
 mod text;
+mod top;
+mod vms;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -50,6 +52,7 @@ enum Command {
     Scrub(scrub::Arguments),
     Stop(stop::Arguments),
     Metrics(metrics::Arguments),
+    Top(top::Arguments),
 }
 
 impl Command {
@@ -62,7 +65,7 @@ impl Command {
             Self::Domains(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
             Self::Stop(arguments) => arguments.json,
-            Self::Metrics(_) => false,
+            Self::Metrics(_) | Self::Top(_) => false,
         }
     }
 
@@ -76,6 +79,7 @@ impl Command {
             Self::Scrub(arguments) => scrub::run(&arguments),
             Self::Stop(arguments) => stop::run(arguments),
             Self::Metrics(arguments) => metrics::run(&arguments),
+            Self::Top(arguments) => top::run(&arguments),
         }
     }
 }
