@@ -1,6 +1,7 @@
 //! The `vmsrs` command: its arguments, and what its subcommands do.
 
 mod doctor;
+mod domains;
 mod exit;
 mod incidents;
 mod memory;
@@ -10,6 +11,8 @@ mod scrub;
 mod status;
 mod stop;
 mod text;
+mod top;
+mod vms;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -45,9 +48,11 @@ enum Command {
     Doctor(doctor::Arguments),
     Status(status::Arguments),
     Incidents(incidents::Arguments),
+    Domains(domains::Arguments),
     Scrub(scrub::Arguments),
     Stop(stop::Arguments),
     Metrics(metrics::Arguments),
+    Top(top::Arguments),
 }
 
 impl Command {
@@ -57,9 +62,10 @@ impl Command {
             Self::Doctor(arguments) => arguments.json,
             Self::Status(arguments) => arguments.json,
             Self::Incidents(arguments) => arguments.json,
+            Self::Domains(arguments) => arguments.json,
             Self::Scrub(arguments) => arguments.json,
             Self::Stop(arguments) => arguments.json,
-            Self::Metrics(_) => false,
+            Self::Metrics(_) | Self::Top(_) => false,
         }
     }
 
@@ -69,9 +75,11 @@ impl Command {
             Self::Doctor(arguments) => doctor::run(&arguments),
             Self::Status(arguments) => status::run(&arguments),
             Self::Incidents(arguments) => incidents::run(&arguments),
+            Self::Domains(arguments) => domains::run(&arguments),
             Self::Scrub(arguments) => scrub::run(&arguments),
             Self::Stop(arguments) => stop::run(arguments),
             Self::Metrics(arguments) => metrics::run(&arguments),
+            Self::Top(arguments) => top::run(&arguments),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Request`] and [`Response`]; `docs/reference-cli.md` shows them.
 
 mod client;
+pub(crate) mod domains;
 mod facts;
 mod process;
 mod server;
@@ -14,6 +15,7 @@ mod socket;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{Client, ClientError};
+pub use self::domains::{DomainFacts, DomainList, DomainPosition};
 pub use self::facts::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
     EngineStatus, GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
@@ -43,6 +45,13 @@ pub enum Request {
         /// Its number.
         id: u64,
     },
+    /// Some domains. The answer says where the next request goes on.
+    Domains {
+        /// Name of the app, or all apps.
+        app: Option<String>,
+        /// Where to go on, or the beginning.
+        from: Option<DomainPosition>,
+    },
     /// Check some sealed pages now. The answer says where the next request goes on.
     Scrub {
         /// Name of the app, or all apps.
@@ -69,6 +78,8 @@ pub enum Response {
     Incidents(Vec<IncidentSummary>),
     /// To [`Request::Incident`].
     Incident(Box<IncidentDetail>),
+    /// To [`Request::Domains`].
+    Domains(DomainList),
     /// To [`Request::Scrub`].
     Scrub(ScrubStep),
     /// To [`Request::PowerButton`]: the guest may react, or not.
@@ -162,6 +173,8 @@ pub trait Operator: Send + Sync {
     fn incidents(&self) -> Vec<IncidentSummary>;
     /// Everything about the incident `id`, if it is kept.
     fn incident(&self, id: u64) -> Option<IncidentDetail>;
+    /// Some domains from a position, or the beginning, on. `None` when there is no such app.
+    fn domains(&self, app: Option<&str>, from: Option<DomainPosition>) -> Option<DomainList>;
     /// Checks some sealed pages from a position, or the beginning, on. `None` when there is no such
     /// app or domain.
     fn scrub(
@@ -187,6 +200,10 @@ fn answer(operator: &dyn Operator, line: &[u8]) -> Response {
                 Reason::NoSuchIncident,
                 format!("there is no incident {id}, or it is no longer kept"),
             ),
+        },
+        Ok(Request::Domains { app, from }) => match operator.domains(app.as_deref(), from) {
+            Some(list) => Response::Domains(list),
+            None => refuse(Reason::NoSuchDomain, "there is no such app"),
         },
         Ok(Request::Scrub {
             app: None,
@@ -244,6 +261,16 @@ mod tests {
                     from: None,
                 },
                 r#"{"request":"scrub","app":"ledger","domain":null,"from":null}"#,
+            ),
+            (
+                Request::Domains {
+                    app: None,
+                    from: Some(DomainPosition {
+                        app: 0,
+                        domain: 512,
+                    }),
+                },
+                r#"{"request":"domains","app":null,"from":{"app":0,"domain":512}}"#,
             ),
             (Request::PowerButton {}, r#"{"request":"power-button"}"#),
             (Request::Stop {}, r#"{"request":"stop"}"#),

@@ -319,7 +319,9 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::control::{Client, ClientError, Request, ScrubStep, VmStatus};
+    use crate::control::{
+        Client, ClientError, DomainList, DomainPosition, Request, ScrubStep, VmStatus,
+    };
     use crate::control::{
         GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
     };
@@ -377,6 +379,10 @@ mod tests {
                     staged_pages: 0,
                 }),
             })
+        }
+
+        fn domains(&self, app: Option<&str>, _: Option<DomainPosition>) -> Option<DomainList> {
+            app.is_none().then(DomainList::default)
         }
 
         fn scrub(

@@ -291,12 +291,23 @@ fn address_facts(store: &Store, address: u64) -> Option<AddressFacts> {
     })
 }
 
-fn app_name(store: &Store, app: u32) -> Option<String> {
+/// The app and domain that an incident is of, by their numbers.
+pub(super) fn owner_of(incident: &Incident) -> Option<(u32, u32)> {
+    let owner = match &incident.record {
+        Record::Request(request) => return Some((request.report.app, request.report.domain)),
+        Record::SealedWrite(writes) => writes.owner,
+        Record::Corruption(corruption) => corruption.owner,
+        Record::GuestDown(_) => None,
+    };
+    owner.map(|owner| (owner.app, owner.domain))
+}
+
+pub(super) fn app_name(store: &Store, app: u32) -> Option<String> {
     let app = store.apps.get(app as usize)?;
     Some(printable(app.name()))
 }
 
-fn domain_key(store: &Store, app: u32, domain: u32) -> Option<String> {
+pub(super) fn domain_key(store: &Store, app: u32, domain: u32) -> Option<String> {
     let app = store.apps.get(app as usize)?;
     app.key(domain).map(printable)
 }

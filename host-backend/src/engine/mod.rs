@@ -42,7 +42,7 @@ pub(crate) mod store;
 mod suspects;
 
 #[cfg(test)]
-mod mock;
+pub(crate) mod mock;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

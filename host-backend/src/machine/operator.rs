@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::control::snapshot;
 use crate::control::{
-    Count, IncidentDetail, IncidentSummary, Operator, Restart, ScrubStep, VmStatus,
+    Count, DomainList, DomainPosition, IncidentDetail, IncidentSummary, Operator, Restart,
+    ScrubStep, VmStatus,
 };
+use crate::control::{domains, snapshot};
 use crate::devices::net::NetCounters;
 use crate::engine::{Position, Scope};
 use crate::engine_handle::EngineHandle;
@@ -102,6 +103,18 @@ impl Operator for RunningVm {
 
     fn incident(&self, id: u64) -> Option<IncidentDetail> {
         self.recovery.read(|engine| snapshot::incident(engine, id))
+    }
+
+    fn domains(&self, app: Option<&str>, from: Option<DomainPosition>) -> Option<DomainList> {
+        let scope = match app {
+            None => Scope::default(),
+            Some(app) => self.recovery.find(app, None)?,
+        };
+        let from = from.unwrap_or_default();
+        Some(
+            self.recovery
+                .read(|engine| domains::part(engine, scope.app, from)),
+        )
     }
 
     fn scrub(

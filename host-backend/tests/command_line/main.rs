@@ -503,6 +503,8 @@ fn a_running_vm_answers_and_ends_when_its_socket_is_asked_to() {
     let metrics = String::from_utf8(run(&["metrics"]).stdout).unwrap();
     assert!(metrics.contains("vmsrs_up{vm=\"vm\"} 1\n"), "{metrics}");
     assert!(metrics.ends_with("# EOF\n"), "{metrics}");
+    assert_eq!(run(&["domains"]).stdout, b"no domains\n");
+    assert_sentence(&run(&["domains", "none"]), NOT_FOUND, &["no such app"]);
     let incidents = run(&["incidents"]);
     assert_eq!(incidents.stdout, b"no incidents\n");
     let page = run(&["incidents", "--html", "-"]);

@@ -15,22 +15,26 @@ use super::{Place, report, start_vm_from};
 /// Highest exposure that `systemd-analyze security` may find.
 const EXPOSURE_MAX: f32 = 2.0;
 
-fn unit() -> String {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../packaging/systemd/vmsrs@.service"
-    );
-    fs::read_to_string(path).unwrap()
+/// The services: one that runs a VM, and one that follows its incidents.
+const UNITS: [&str; 2] = ["vmsrs", "vmsrs-incidents"];
+
+fn unit(name: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/systemd");
+    fs::read_to_string(format!("{folder}/{name}@.service")).unwrap()
 }
 
-/// `systemd-analyze` on the unit as an instance; `None` when this machine does not have the program.
-fn analyze(arguments: &[&str]) -> Option<Output> {
+/// `systemd-analyze` on a unit as an instance; `None` when this machine does not have the program.
+fn analyze(name: &str, arguments: &[&str]) -> Option<Output> {
     let place = Place::new();
-    // Paths of programs are checked too.
-    let unit = unit().replace("/usr/bin/vmsrs", env!("CARGO_BIN_EXE_vmsrs"));
-    let path = place.file("vmsrs@web.service", unit.as_bytes());
+    let write = |name: &str| {
+        // Paths of programs are checked too.
+        let unit = unit(name).replace("/usr/bin/vmsrs", env!("CARGO_BIN_EXE_vmsrs"));
+        place.file(&format!("{name}@web.service"), unit.as_bytes())
+    };
+    let paths = UNITS.map(write);
+    let path = UNITS.iter().position(|other| *other == name).unwrap();
     let mut command = Command::new("systemd-analyze");
-    match command.args(arguments).arg(path).output() {
+    match command.args(arguments).arg(&paths[path]).output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             eprintln!("skipped: systemd-analyze (package systemd) is not installed");
             None
@@ -40,35 +44,38 @@ fn analyze(arguments: &[&str]) -> Option<Output> {
 }
 
 #[test]
-fn the_unit_is_valid() {
-    let Some(output) = analyze(&["verify", "--man=no"]) else {
-        return;
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    // Other units of this machine are read too.
-    let ours: Vec<_> = said.lines().filter(|line| line.contains("vmsrs")).collect();
-    assert!(ours.is_empty(), "{said}");
+fn the_units_are_valid() {
+    for name in UNITS {
+        let Some(output) = analyze(name, &["verify", "--man=no"]) else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        // Other units of this machine are read too.
+        let ours: Vec<_> = said.lines().filter(|line| line.contains("vmsrs")).collect();
+        assert!(ours.is_empty(), "{said}");
+    }
 }
 
 #[test]
-fn the_unit_leaves_the_service_few_rights() {
-    let Some(output) = analyze(&["security", "--offline=true", "--no-pager"]) else {
-        return;
-    };
-    let said = String::from_utf8_lossy(&output.stdout);
-    let exposure = said
-        .lines()
-        .find_map(|line| line.split_once("Overall exposure level for "))
-        .and_then(|(_, rest)| rest.split_once(": "))
-        .and_then(|(_, rest)| rest.split(' ').next()?.parse::<f32>().ok());
-    let exposure = exposure.unwrap_or_else(|| panic!("no exposure level: {said}"));
-    assert!(exposure <= EXPOSURE_MAX, "{said}");
+fn the_units_leave_the_services_few_rights() {
+    for name in UNITS {
+        let Some(output) = analyze(name, &["security", "--offline=true", "--no-pager"]) else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stdout);
+        let exposure = said
+            .lines()
+            .find_map(|line| line.split_once("Overall exposure level for "))
+            .and_then(|(_, rest)| rest.split_once(": "))
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse::<f32>().ok());
+        let exposure = exposure.unwrap_or_else(|| panic!("no exposure level: {said}"));
+        assert!(exposure <= EXPOSURE_MAX, "{said}");
+    }
 }
 
 #[test]
-fn the_commands_of_the_unit_are_valid() {
-    let unit = unit();
-    let words = |name: &str| -> Vec<String> {
+fn the_commands_of_the_units_are_valid() {
+    let words = |unit: &str, name: &str| -> Vec<String> {
         let line = unit.lines().find_map(|line| line.strip_prefix(name));
         let line = line.unwrap_or_else(|| panic!("no {name}"));
         line.split(' ')
@@ -76,8 +83,12 @@ fn the_commands_of_the_unit_are_valid() {
             .map(|word| word.replace("%i", "web"))
             .collect()
     };
-    for (name, code) in [("ExecStart=", 2), ("ExecStop=-", 4)] {
-        let mut words = words(name);
+    for (name, line, code) in [
+        (UNITS[0], "ExecStart=", 2),
+        (UNITS[0], "ExecStop=-", 4),
+        (UNITS[1], "ExecStart=", 4),
+    ] {
+        let mut words = words(&unit(name), line);
         for word in &mut words {
             if word.starts_with("/etc/") || word.starts_with("/run/") {
                 *word = format!("/no/such/folder{word}");

@@ -2,51 +2,121 @@
 
 use std::collections::HashSet;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::list;
+use anyhow::Context;
+
+use super::journal::Journal;
+use super::{list, program};
 use crate::cli::status::unexpected;
 use crate::cli::text::json_line;
 use crate::cli::{Exit, Failure};
-use crate::control::{Client, IncidentSummary, Request, Response};
+use crate::control::{Client, IncidentSummary, Request, Response, VmStatus};
 
 /// Time between two looks at a VM.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Prints the incidents that are kept, and then each new one, until the VM ends or the reader goes away.
-pub(super) fn follow(client: &mut Client, json: bool) -> Result<Exit, Failure> {
+/// What is done with each incident.
+#[derive(Debug)]
+pub(super) struct Sinks {
+    /// Lines of JSON instead of text, on standard output.
+    pub(super) json: bool,
+    /// The journal instead of standard output.
+    pub(super) journal: Option<Journal>,
+    /// A program that is run besides, for new ones.
+    pub(super) program: Option<PathBuf>,
+}
+
+/// Passes on the incidents that are kept, and then each new one, until the VM ends or the reader goes away. Journal and program
+/// get only new ones.
+pub(super) fn follow(client: &mut Client, mut sinks: Sinks) -> Result<Exit, Failure> {
     let mut seen = Seen::default();
     let mut counted = None;
-    let head = list::line(list::HEAD.map(str::to_owned));
-    if !json && !print(head.as_bytes())? {
+    if !sinks.begin()? {
         return Ok(Exit::Ok);
     }
     loop {
         // A count is asked for more cheaply than the list.
-        let count = match client.ask(Request::Status {})? {
-            Response::Status(status) => (status.recovery.incidents.iter())
-                .map(|kind| kind.count)
-                .sum::<u64>(),
-            _ => return Err(unexpected()),
+        let Response::Status(status) = client.ask(Request::Status {})? else {
+            return Err(unexpected());
         };
-        if counted.replace(count) != Some(count) {
+        let count = count(&status);
+        if counted != Some(count) {
             let Response::Incidents(list) = client.ask(Request::Incidents {})? else {
                 return Err(unexpected());
             };
             for incident in seen.add(&list) {
-                let line = if json {
-                    json_line(incident)?
-                } else {
-                    list::line(list::row(incident)).into_bytes()
-                };
-                if !print(&line)? {
+                if !sinks.pass(&status.name, incident, counted.is_some())? {
                     return Ok(Exit::Ok);
                 }
             }
+            counted = Some(count);
         }
+        sinks.idle(&status.name)?;
         sleep(INTERVAL);
     }
+}
+
+/// Incidents so far.
+fn count(status: &VmStatus) -> u64 {
+    let kinds = status.recovery.incidents.iter();
+    kinds.map(|kind| kind.count).sum()
+}
+
+impl Sinks {
+    /// Writes the head of the list. False if nobody reads it.
+    fn begin(&self) -> Result<bool, Failure> {
+        if self.json || self.journal.is_some() {
+            return Ok(true);
+        }
+        let head = list::line(list::HEAD.map(str::to_owned));
+        Ok(print(head.as_bytes())?)
+    }
+
+    /// Passes an incident on. False if nobody reads any longer.
+    fn pass(
+        &mut self,
+        vm: &str,
+        incident: &IncidentSummary,
+        is_new: bool,
+    ) -> Result<bool, Failure> {
+        if let Some(program) = self.program.as_deref().filter(|_| is_new) {
+            program::run(program, vm, incident)
+                .with_context(|| {
+                    let program = program.display();
+                    format!("{program} cannot be run: give another --on-incident")
+                })
+                .map_err(|error| Failure::new(Exit::Usage, error))?;
+        }
+        if let Some(journal) = &mut self.journal {
+            if is_new {
+                journal.add(vm, incident).map_err(lost)?;
+            }
+            return Ok(true);
+        }
+        let line = match self.json {
+            true => json_line(incident)?,
+            false => list::line(list::row(incident)).into_bytes(),
+        };
+        Ok(print(&line)?)
+    }
+
+    /// Nothing has happened for a while.
+    fn idle(&mut self, vm: &str) -> Result<(), Failure> {
+        match &mut self.journal {
+            Some(journal) => journal.close_window(vm).map_err(lost),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The journal has gone.
+fn lost(error: io::Error) -> Failure {
+    let error =
+        anyhow::Error::new(error).context("the journal takes no entries: start this command again");
+    Failure::new(Exit::Failure, error)
 }
 
 /// Numbers of incidents that were printed and are still kept.
@@ -77,6 +147,22 @@ fn print(line: &[u8]) -> io::Result<bool> {
 mod tests {
     use super::super::sample;
     use super::*;
+
+    #[test]
+    fn a_program_is_run_for_new_incidents_alone() {
+        let mut sinks = Sinks {
+            json: false,
+            journal: None,
+            program: Some("/no/such/program".into()),
+        };
+        let incident = sample::view().detail.summary;
+        assert!(sinks.pass("web", &incident, false).unwrap());
+        let failure = sinks.pass("web", &incident, true).unwrap_err();
+        assert!(
+            failure.to_string().contains("give another --on-incident"),
+            "{failure}"
+        );
+    }
 
     #[test]
     fn each_incident_comes_once() {

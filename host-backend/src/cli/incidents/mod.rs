@@ -3,8 +3,10 @@
 mod changes;
 mod detail;
 mod follow;
+mod journal;
 mod list;
 mod page;
+mod program;
 mod view;
 
 #[cfg(test)]
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use self::follow::Sinks;
+use self::journal::Journal;
 use self::view::IncidentView;
 use super::status::unexpected;
 use super::text::{write_json, write_text};
@@ -40,6 +44,8 @@ Examples:
   vmsrs incidents 7 --symbols build/
   vmsrs incidents 7 --symbols build/ --html incident-7.html
   vmsrs incidents --follow --json >> incidents.log
+  vmsrs incidents --follow --on-incident /usr/local/bin/page-somebody
+  vmsrs incidents --follow --journal --name web
   vmsrs incidents --json | jq '.[] | select(.kind == \"double-free\") | .number'
 
 Exit codes: 0 success, 2 invalid command line, 4 no VM reachable, 8 no such incident.")]
@@ -62,6 +68,16 @@ pub(super) struct Arguments {
     /// Go on and print each new incident, until the VM ends; with --json a line of JSON for each
     #[arg(long, conflicts_with_all = ["id", "html"])]
     follow: bool,
+    /// Run this program for each new incident, with a line of JSON on its standard input, one at a time
+    ///
+    /// Its environment has VMSRS_VM, VMSRS_INCIDENT, VMSRS_KIND and VMSRS_OUTCOME.
+    #[arg(long, value_name = "PROGRAM", requires = "follow")]
+    on_incident: Option<PathBuf>,
+    /// Write each new incident to systemd's journal, with fields VMSRS_..., instead of to standard output
+    ///
+    /// At most 100 in a minute have entries of their own; the others are counted.
+    #[arg(long, requires = "follow", conflicts_with = "json")]
+    journal: bool,
     /// Write a self-contained HTML page to this file ('-' is standard output)
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     html: Option<PathBuf>,
@@ -76,7 +92,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         SymbolFiles::new(&arguments.symbols).map_err(|error| Failure::new(Exit::Usage, error))?;
     let mut client = arguments.target.connect()?;
     if arguments.follow {
-        return follow::follow(&mut client, arguments.json);
+        return follow::follow(&mut client, sinks(arguments)?);
     }
     match arguments.id {
         None => match client.ask(Request::Incidents {})? {
@@ -110,6 +126,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         },
     }
     Ok(Exit::Ok)
+}
+
+/// Where incidents go that are followed.
+fn sinks(arguments: &Arguments) -> Result<Sinks, Failure> {
+    let journal = arguments.journal.then(Journal::connect).transpose();
+    let journal = journal
+        .context("no journal listens on this machine: leave --journal out")
+        .map_err(|error| Failure::new(Exit::Machine, error))?;
+    Ok(Sinks {
+        json: arguments.json,
+        journal,
+        program: arguments.on_incident.clone(),
+    })
 }
 
 /// Opens the file of a page; `None` for standard output.

@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::Vm;
+use crate::cli::vms::Vm;
 use crate::control::{Count, VmStatus};
 
 /// A VM by its name.
@@ -296,6 +296,7 @@ mod tests {
     fn alert_rules_and_documentation_name_the_metrics_that_there_are() {
         let vm = Vm {
             name: "web".into(),
+            path: "vm.sock".into(),
             status: Some(status()),
         };
         let text = text(&[vm]);
@@ -322,6 +323,7 @@ mod tests {
     fn each_vm_has_its_rows() {
         let vm = |name: &str, status| Vm {
             name: name.into(),
+            path: "vm.sock".into(),
             status,
         };
         let text = text(&[vm("web", Some(status())), vm("stuck", None)]);

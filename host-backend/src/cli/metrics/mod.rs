@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::text::write_text;
+use super::vms::Selection;
 use super::{Exit, Failure};
-use crate::control::{Client, ClientError, Request, Response, VmStatus, default_path, sockets};
 
 /// Write metrics of running VMs, in the text format of OpenMetrics
 ///
@@ -25,23 +25,15 @@ Examples:
 
 Exit codes: 0 success, 1 the file cannot be written, 2 invalid command line, 4 a VM that was named is not reachable.")]
 pub(super) struct Arguments {
-    /// Name of a VM; may be repeated [default: all VMs of this user that run]
-    #[arg(long)]
-    name: Vec<String>,
-    /// Path of a VM's control socket; may be repeated
-    #[arg(long, value_name = "PATH")]
-    socket: Vec<PathBuf>,
+    #[command(flatten)]
+    vms: Selection,
     /// Replace this file instead of writing to standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let vms = if arguments.name.is_empty() && arguments.socket.is_empty() {
-        all_running()?
-    } else {
-        named(arguments)?
-    };
+    let vms = arguments.vms.ask()?;
     let text = families::text(&vms);
     match &arguments.output {
         None => write_text(&text)?,
@@ -50,49 +42,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             .map_err(|error| Failure::new(Exit::Failure, error))?,
     }
     Ok(Exit::Ok)
-}
-
-/// A VM, and its state if it answers.
-struct Vm {
-    name: String,
-    status: Option<Box<VmStatus>>,
-}
-
-fn all_running() -> Result<Vec<Vm>, Failure> {
-    let sockets = sockets().map_err(|error| Failure::new(Exit::Usage, error))?;
-    let vms = sockets.into_iter().filter_map(|(name, path)| {
-        let status = match status(&path) {
-            Ok(status) => Some(status),
-            // The VM has ended, perhaps just now.
-            Err(ClientError::Connect { .. }) => return None,
-            Err(_) => None,
-        };
-        Some(Vm { name, status })
-    });
-    Ok(vms.collect())
-}
-
-fn named(arguments: &Arguments) -> Result<Vec<Vm>, Failure> {
-    let named = arguments.name.iter().map(|name| default_path(name));
-    let mut paths = named
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
-    paths.extend_from_slice(&arguments.socket);
-    let vms = paths.iter().map(|path| {
-        let status = status(path)?;
-        Ok(Vm {
-            name: status.name.clone(),
-            status: Some(status),
-        })
-    });
-    vms.collect()
-}
-
-fn status(path: &Path) -> Result<Box<VmStatus>, ClientError> {
-    match Client::connect(path)?.ask(Request::Status {})? {
-        Response::Status(status) => Ok(status),
-        _ => Err(io::Error::from(io::ErrorKind::InvalidData).into()),
-    }
 }
 
 /// Writes a file beside the one at `path`, and has it take that one's place. Others may read it.
