@@ -12,9 +12,9 @@ apt() {
 	apt-get --quiet --yes --no-install-recommends "$@" >/tmp/apt.log 2>&1 || { cat /tmp/apt.log; fail "apt-get $*"; }
 }
 
-# All files, without those of apt and of packages' triggers, and /tmp.
+# All files that last, without those of apt and of packages' triggers.
 files() {
-	find / -xdev \( -path /tmp -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -print |
+	find / -xdev \( -path /tmp -o -path /run -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -print |
 		sort
 }
 
@@ -55,7 +55,7 @@ for static in '' --static; do
 	END
 done
 
-dkms status vmsrs | grep -q "$kernel.*: installed" || { dkms status; fail "no driver for $kernel"; }
+dkms status vmsrs | grep "$kernel.*: installed" >/dev/null || { dkms status; fail "no driver for $kernel"; }
 [ "$(modinfo --set-version "$kernel" --field version vmsrs)" = "$version" ] || fail "the driver is not of version $version"
 refusal=$(dkms build "vmsrs/$version" -k 6.13.0-cloud-amd64 --kernelsourcedir "/lib/modules/$kernel/build" 2>&1) &&
 	fail 'the driver is built for Linux 6.13'
@@ -63,10 +63,10 @@ refusal=$(dkms build "vmsrs/$version" -k 6.13.0-cloud-amd64 --kernelsourcedir "/
 
 systemctl enable --quiet vmsrs@web vmsrs-incidents@web
 systemd-analyze verify --man=no vmsrs@web.service vmsrs-incidents@web.service 2>&1 | grep vmsrs && fail 'a unit is wrong'
-journalctl --dump-catalog | grep -q vmsrs || fail 'the journal does not have the texts'
+journalctl --dump-catalog | grep vmsrs >/dev/null || fail 'the journal does not have the texts'
 getent passwd vmsrs >/dev/null || fail 'no user for virtual machines'
 getent group vmsrs >/dev/null || fail 'no group for the device'
-udevadm --help | grep -q '^ *verify' && { udevadm verify --no-style 60-vmsrs-dkms.rules || fail 'the rule is wrong'; }
+udevadm --help | grep '^ *verify' >/dev/null && { udevadm verify --no-style 60-vmsrs-dkms.rules || fail 'the rule is wrong'; }
 
 # Users and groups stay, as those of all packages do: a file may be theirs.
 apt purge "${packages[@]}"
