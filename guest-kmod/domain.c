@@ -36,12 +36,16 @@ static void take_away(struct vmsrs_app *app, struct vmsrs_extent_pages *extent, 
 	/* Who has found it waits for the domain's lock, and looks at this then. */
 	WRITE_ONCE(extent->domain, NULL);
 	vmsrs_extent_unreserve(app, extent);
-	for (page = extent->page; page < end; page++)
+	for (page = extent->page; page < end; page++) {
 		vmsrs_zap_add(&zap, &extent->entries[page - extent->page], page);
+		vmsrs_page_resched(page);
+	}
 	vmsrs_zap_finish(&zap);
 	/* No entry shows a frame any more. */
-	for (page = 0; page < extent->pages; page++)
+	for (page = 0; page < extent->pages; page++) {
 		drop_version(app->dev, &extent->entries[page], frames);
+		vmsrs_page_resched(page);
+	}
 }
 
 /* The domain is gone. Its lock and the app's are held, and there is an entry for it in app->deleted. */
@@ -159,6 +163,7 @@ long vmsrs_domain_info(struct vmsrs_app *app, struct vmsrs_ioctl_domain_info *ar
 			arg->committed += extent->entries[i].frame != VMSRS_NONE;
 			arg->unsealed += vmsrs_in_pool(extent->entries[i].frame);
 			arg->drafts += extent->entries[i].draft != VMSRS_NO_DRAFT;
+			vmsrs_page_resched(i);
 		}
 	}
 	mutex_unlock(&domain->lock);

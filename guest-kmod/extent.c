@@ -74,8 +74,9 @@ struct vmsrs_extent_pages *vmsrs_extent_new(struct vmsrs_domain *domain,
 	struct vmsrs_extent_pages *extent;
 	u32 i;
 
-	/* The host has checked the size against the window, but nobody against the memory here. */
-	extent = kvzalloc(struct_size(extent, entries, where->pages), GFP_KERNEL | __GFP_NOWARN);
+	/* A block of any size may be asked for: without memory there is none, and nothing is killed for it. */
+	extent = kvzalloc(struct_size(extent, entries, where->pages),
+			  GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
 	if (!extent)
 		return NULL;
 	extent->domain = domain;
@@ -84,6 +85,7 @@ struct vmsrs_extent_pages *vmsrs_extent_new(struct vmsrs_domain *domain,
 	for (i = 0; i < where->pages; i++) {
 		extent->entries[i].frame = VMSRS_NONE;
 		extent->entries[i].draft = VMSRS_NO_DRAFT;
+		vmsrs_page_resched(i);
 	}
 	BUILD_BUG_ON(VMSRS_NO_DRAFT <= VMSRS_MAX_FRAMES);
 	return extent;
@@ -242,32 +244,47 @@ static struct vmsrs_extent_pages *extent_add(struct vmsrs_domain *domain, u32 pa
 		.index = domain->extent_count,
 		.pages = pages,
 	};
+	struct vmsrs_extent where = { .pages = pages };
 	struct vmsrs_extent_pages *extent;
 	vmsrs_extent_reply reply;
 	int error;
 
-	error = vmsrs_control_call(app->dev, VMSRS_MESSAGE_ADD_EXTENT, &request, sizeof(request),
-				   &reply, sizeof(reply));
-	if (error == -ENOSPC)
-		return ERR_PTR(-ENOMEM);
-	if (error)
-		return ERR_PTR(vmsrs_control_unexpected(app->dev, VMSRS_MESSAGE_ADD_EXTENT, error));
-	if (!vmsrs_extent_valid(&reply)) {
-		vmsrs_device_fail(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
-		return ERR_PTR(-ENODEV);
-	}
-	/* If memory is short here, the host has the extent, and asking again finds it. */
-	extent = vmsrs_extent_new(domain, &reply);
+	/* Before the host is asked, which keeps what it has given. */
+	extent = vmsrs_extent_new(domain, &where);
 	if (!extent)
 		return ERR_PTR(-ENOMEM);
-	error = vmsrs_extent_reserve(app, extent);
-	if (error) {
-		kvfree(extent);
-		return ERR_PTR(error);
+	error = vmsrs_control_call(app->dev, VMSRS_MESSAGE_ADD_EXTENT, &request, sizeof(request),
+				   &reply, sizeof(reply));
+	if (error == -ENOSPC) {
+		error = -ENOMEM;
+		goto free;
 	}
+	if (error) {
+		error = vmsrs_control_unexpected(app->dev, VMSRS_MESSAGE_ADD_EXTENT, error);
+		goto free;
+	}
+	error = -ENODEV;
+	if (!vmsrs_extent_valid(&reply)) {
+		vmsrs_device_fail(app->dev, "extent of %u pages at %u", reply.pages, reply.page);
+		goto free;
+	}
+	if (reply.pages != pages) {
+		/* One that the host had already. */
+		kvfree(extent);
+		extent = vmsrs_extent_new(domain, &reply);
+		if (!extent)
+			return ERR_PTR(-ENOMEM);
+	}
+	extent->page = reply.page;
+	error = vmsrs_extent_reserve(app, extent);
+	if (error)
+		goto free;
 	vmsrs_extent_append(domain, extent);
 	vmsrs_extent_publish(app, extent);
 	return extent;
+free:
+	kvfree(extent);
+	return ERR_PTR(error);
 }
 
 /* Finds or creates an extent of a domain. */

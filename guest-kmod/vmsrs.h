@@ -951,6 +951,13 @@ void vmsrs_device_kick_reports_soon(struct vmsrs_device *dev);
 void vmsrs_device_kick_reports(struct vmsrs_device *dev);
 void vmsrs_device_start_watch(struct vmsrs_device *dev);
 
+/* Called for each of many pages, where the caller may sleep. */
+static inline void vmsrs_page_resched(u32 number)
+{
+	if (number % 4096 == 0)
+		cond_resched();
+}
+
 /* The host misbehaved, or the device is gone. */
 static inline bool vmsrs_device_broken(const struct vmsrs_device *dev)
 {

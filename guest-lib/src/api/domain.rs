@@ -3,6 +3,7 @@
 use super::options::Options;
 use crate::error::{Error, RunError};
 use crate::heap::{Damage, Heap, Taken};
+use crate::run::audit;
 use crate::run::left::outside;
 use crate::run::request::Request;
 use crate::run::{self, End, Stop};
@@ -134,12 +135,24 @@ impl Domain {
         size: usize,
         alignment: usize,
     ) -> Result<NonNull<u8>, Error> {
-        let taken = self.take_block(size, alignment, |heap| {
-            heap.allocate_known(self.first(), size, alignment)
-        })?;
+        let taken = self.take_known(size, alignment)?;
         // SAFETY: just taken, with that size.
         unsafe { taken.clear(size) };
         Ok(taken.block())
+    }
+
+    /// Takes a block of which it is known what is zero.
+    fn take_known(&'static self, size: usize, alignment: usize) -> Result<Taken, Error> {
+        let taken = self.take_block(size, alignment, |heap| {
+            heap.allocate_known(self.first(), size, alignment)
+        })?;
+        if let Some(unseen) = taken.unseen(size) {
+            self.holding(|thread| {
+                audit::check_unwritten(thread, self, &unseen).unwrap_or_else(|damage| fail(damage));
+                Ok(())
+            })?;
+        }
+        Ok(taken)
     }
 
     /// Takes a block by `allocate`.
@@ -235,7 +248,7 @@ impl Domain {
         if in_place {
             return Ok(block);
         }
-        let new = self.take_block(size, 16, |heap| heap.allocate_known(self.first(), size, 16))?;
+        let new = self.take_known(size, 16)?;
         // SAFETY: two live blocks, both with at least that many bytes; one was just taken.
         unsafe { new.copy(block, old.min(size)) };
         // SAFETY: passed on to the caller.

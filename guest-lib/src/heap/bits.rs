@@ -12,6 +12,9 @@ const STEP: u64 = GRAIN as u64;
 /// Bytes that a word of a bitmap stands for.
 pub(super) const WORD: u64 = 64 * STEP;
 
+/// Bytes for which a search looks at a bitmap itself, also if that has levels: more than the audit of a page looks through.
+const NEAR: u64 = PAGE + 2 * WORD;
+
 /// Whether all words are 0.
 #[inline]
 pub(super) fn is_zero<const N: usize>(words: &[u64; N]) -> bool {
@@ -92,11 +95,6 @@ impl<const MAP: usize> Bits<MAP> {
     /// What a word's first bit stands for.
     fn address_of(self, number: usize) -> u64 {
         self.start + number as u64 * WORD
-    }
-
-    /// Whether any bit of a range is set.
-    pub(super) fn has_any(self, from: u64, to: u64) -> bool {
-        self.next(from, to).is_some()
     }
 
     /// The word of an address and the bit in it.
@@ -191,7 +189,8 @@ impl<const MAP: usize> Bits<MAP> {
         // SAFETY: as in get().
         let mut rest = unsafe { word.read() } >> bit;
         if rest == 0 {
-            if self.has_levels() {
+            // What is near is found whatever the levels say.
+            if to - at > NEAR && self.has_levels() {
                 return self.next_word(self.number(word) + 1, to);
             }
             at += u64::from(64 - bit) * STEP;
@@ -339,6 +338,18 @@ impl<const MAP: usize> Bits<MAP> {
             // 0 if the levels are wrong.
             if let Some(bit) = word.checked_ilog2() {
                 return Some(self.address_of(number) + u64::from(bit) * STEP);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl<const MAP: usize> Bits<MAP> {
+    /// Makes the levels say that there is nothing in a range.
+    pub(super) fn forget_levels(self, from: u64, to: u64) {
+        for address in (from..to).step_by(WORD as usize) {
+            if let Some((word, _)) = self.place(address) {
+                self.levels().unmark(self.number(word));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The audit's view of the heap: everything that can be checked of it, in the whole domain or page by
 //! page.
 
-use super::inner::{Inner, Middle};
+use super::inner::Inner;
 use super::layout::{BLOCK_HEADER, GRAIN, REACH, RED_ZONE_MAX, State};
 use super::room::check_fill;
 use super::span::Span;
@@ -16,8 +16,6 @@ pub(crate) struct PageCheck<'a> {
     heap: &'a Heap,
     /// The pages around the last one.
     near: Inner,
-    /// The same in a large extent.
-    middle: Middle,
 }
 
 impl<'a> PageCheck<'a> {
@@ -26,7 +24,6 @@ impl<'a> PageCheck<'a> {
         Self {
             heap,
             near: Inner::NONE,
-            middle: Middle::NONE,
         }
     }
 
@@ -47,43 +44,14 @@ impl<'a> PageCheck<'a> {
     /// The same for a page that is not known to be near the last one, or has bits.
     #[inline(never)]
     fn check_far(&mut self, address: u64) -> Result<bool, Damage> {
-        if self.middle.has_no_marks(address) {
-            return Ok(true);
-        }
         let Some(span) = self.heap.span_of(address) else {
             return Ok(false);
         };
-        if span.is_large() {
-            return self.check_large(span, address);
-        }
-        self.near = span.inner();
-        let marked = self.near.marked(address, REACH);
-        self.check_marked(span, address, marked)
-    }
-
-    /// The same for a page of a large extent.
-    #[cold]
-    fn check_large(&mut self, span: Span, address: u64) -> Result<bool, Damage> {
         if span.check_fresh(address)? {
             return Ok(true);
         }
-        self.middle = span.middle()?;
-        if self.middle.has_no_marks(address) {
-            return Ok(true);
-        }
-        self.check_marked(span, address, span.marked(address, REACH))
-    }
-
-    /// The same for a page of which it is known what is marked in it.
-    #[expect(clippy::inline_always, reason = "for each page of an audit")]
-    #[inline(always)]
-    fn check_marked(
-        &self,
-        span: Span,
-        address: u64,
-        marked: Option<[bool; 2]>,
-    ) -> Result<bool, Damage> {
-        match marked {
+        self.near = span.inner()?;
+        match self.near.marked(address, REACH) {
             Some([false, false]) => Ok(()),
             Some([true, false]) => self.heap.check_blocks(span, address, address + PAGE as u64),
             Some([false, true]) => self.heap.check_page(address),
@@ -379,10 +347,7 @@ mod tests {
                     let one = heap.check_header().and_then(|_| heap.check_page(page));
                     // The same after another page of the extent.
                     let mut pages = PageCheck::new(&heap);
-                    pages.near = span.inner();
-                    if span.is_large() {
-                        pages.middle = span.middle().unwrap_or(Middle::NONE);
-                    }
+                    pages.near = span.inner().unwrap_or(Inner::NONE);
                     let near = heap.check_header().and_then(|_| pages.check(page));
                     let chunk = span.starts().before(address + 1 + BLOCK_HEADER as u64);
                     if let Some(chunk) = chunk.filter(|&chunk| span.can_start(chunk)) {
@@ -462,5 +427,72 @@ mod tests {
     fn app() -> &'static crate::App {
         static APP: std::sync::OnceLock<&crate::App> = std::sync::OnceLock::new();
         APP.get_or_init(|| MockBackend::app("page by page", |_| ()))
+    }
+
+    /// A large extent of a domain, with some MiB in use.
+    fn large(domain: &'static crate::Domain) -> Span {
+        domain.allocate(200 << 20, 16).unwrap();
+        domain.allocate(6 << 20, 16).unwrap();
+        let heap = thread::current().unwrap().state().heap(domain);
+        let span = heap.spans().last().unwrap();
+        assert!(span.is_large());
+        span
+    }
+
+    #[test]
+    fn zeros_over_the_header_of_a_large_extent_are_found() {
+        let domain = app().domain("header").unwrap();
+        let outcome = domain.run(|_| {
+            domain.allocate(40, 16)?;
+            let span = large(domain);
+            let heap = thread::current().unwrap().state().heap(domain);
+            let header = span.large_header();
+            // SAFETY: in the domain, which the request holds.
+            let before = unsafe { header.cast::<[u64; 2]>().replace([0; 2]) };
+            let page = header as u64 & !(PAGE as u64 - 1);
+            let found = [
+                heap.check_page(page),
+                PageCheck::new(&heap).check(page).map(drop),
+                heap.check(u64::MAX).map(drop),
+                span.touch(span.end()),
+            ];
+            assert_eq!(found, [Err(Damage::corrupt(header as u64)); 4]);
+            // SAFETY: as above.
+            unsafe { header.cast::<[u64; 2]>().write(before) };
+            Ok::<_, Error>(())
+        });
+        outcome.unwrap();
+    }
+
+    #[test]
+    fn what_levels_do_not_lead_to_is_audited_all_the_same() {
+        let domain = app().domain("levels").unwrap();
+        let outcome = domain.run(|_| {
+            domain.allocate(40, 16)?;
+            large(domain);
+            // More than MAPPED_MAX.
+            let blocks: Result<Vec<_>, _> = (0..300).map(|_| domain.allocate(200, 16)).collect();
+            let blocks: Vec<u64> = blocks?.iter().map(|block| block.as_ptr() as u64).collect();
+            let heap = thread::current().unwrap().state().heap(domain);
+            let span = heap.span_of(blocks[150]).unwrap();
+            assert!(span.is_large());
+            for (from, to) in [(blocks[0], blocks[299]), (span.first(), span.end())] {
+                span.starts().forget_levels(from, to);
+                for &block in &blocks {
+                    // SAFETY: the red zone of a block.
+                    let byte = unsafe { &mut *((block + 200) as *mut u8) };
+                    *byte ^= 0xff;
+                    let page = (block + 200) & !(PAGE as u64 - 1);
+                    let found = [
+                        heap.check_page(page),
+                        PageCheck::new(&heap).check(page).map(drop),
+                    ];
+                    *byte ^= 0xff;
+                    assert!(found.iter().all(Result::is_err), "{block:#x}: {found:?}");
+                }
+            }
+            Err::<(), _>(Error::NotHeld)
+        });
+        assert!(matches!(outcome, Err(crate::RunError::GivenUp(_))));
     }
 }

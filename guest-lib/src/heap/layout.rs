@@ -61,7 +61,7 @@ pub(crate) const fn levels_before_maps(map: usize, bytes: usize) -> usize {
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LargeHeader {
-    /// From this address on nothing of the extent was ever written; 0 as long as its heap is empty.
+    /// From this address on nothing of the extent was ever written.
     pub(crate) fresh: u64,
     /// Bound to `fresh` and its place.
     pub(crate) check: u64,
@@ -99,6 +99,8 @@ pub(crate) const FINGERPRINT: u64 = {
         EXTENTS_MAX,
         GRAIN,
         MAPS_PER_PAGE,
+        PLAIN_PAGES,
+        size_of::<LargeHeader>(),
         REVISION,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325;

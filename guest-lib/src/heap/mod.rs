@@ -123,6 +123,24 @@ unsafe fn is_long_red_zone(from: u64, to: u64) -> bool {
     words.all(|word| unsafe { is_red(word) })
 }
 
+/// Checks that all bytes from an address to another one are 0.
+///
+/// # Errors
+///
+/// [`Kind::HeapCorrupt`] at the first one that is not.
+///
+/// # Safety
+///
+/// They lie in a domain that the request holds.
+pub(crate) unsafe fn check_zero(from: u64, to: u64) -> Result<(), Damage> {
+    // SAFETY: by the function's contract.
+    let bytes = unsafe { std::slice::from_raw_parts(from as *const u8, (to - from) as usize) };
+    match first_other(bytes, 0) {
+        None => Ok(()),
+        Some(at) => Err(Damage::corrupt(from + at as u64)),
+    }
+}
+
 /// Where the first byte is that is not `byte`.
 fn first_other(bytes: &[u8], byte: u8) -> Option<usize> {
     let first = *bytes.first()?;
@@ -371,6 +389,7 @@ impl Heap {
             (*self.header).extents_check = extents_check(self.domain, self.extents());
         }
         let span = Span::new(self.base, index, extent);
+        span.begin();
         let address = span.first() + BLOCK_HEADER as u64;
         let room = (span.end() - address) as usize;
         self.make_room(span, address, room)

@@ -158,7 +158,7 @@ impl Heap {
     ///
     /// # Errors
     ///
-    /// The damage when it is not one.
+    /// The damage when it is not one, or was written to where nobody may.
     pub(crate) fn join_slab(&mut self, first: u64) -> Result<u64, Damage> {
         let foreign = Damage::new(Kind::ForeignFree, first);
         if !self.ready()? {
@@ -170,9 +170,12 @@ impl Heap {
         let before = span.starts().before(first);
         let mut head = before
             .and_then(|before| Self::chunk_in(span, before, State::Slab))
+            .filter(|head| head.end() + BLOCK_HEADER as u64 == first)
             .ok_or(foreign)?;
+        head.check_red_zone()?;
         let mut chunks = 1;
         let end = loop {
+            chunk.check_zones()?;
             let end = chunk.end();
             if end == span.end() {
                 break end;
@@ -479,5 +482,32 @@ mod tests {
             blocks(heap).unwrap();
             domain.allocate_slab(48, 1, 24).unwrap();
         });
+    }
+
+    #[test]
+    fn overrun_is_found_when_its_slab_is_freed() {
+        // Behind a chunk in use, into one that is not, and in front of the first one.
+        for (taken, offset) in [
+            (true, 512 + 101),
+            (false, 512 + 50),
+            (true, usize::MAX - 19),
+        ] {
+            let domain = domain();
+            let outcome = domain.run(|_| {
+                let slab = domain.allocate_slab(256, 8, 8)?;
+                if taken {
+                    let chunk = NonNull::new(slab.as_ptr().wrapping_add(512)).unwrap();
+                    domain.take_chunk(chunk, 100)?;
+                }
+                // SAFETY: a byte of the slab; the damage is the test.
+                unsafe { slab.as_ptr().wrapping_add(offset).write(7) };
+                // SAFETY: nobody uses it.
+                unsafe { domain.deallocate_slab(slab) }
+            });
+            assert!(
+                matches!(outcome, Err(crate::RunError::Failed(_))),
+                "{taken} {offset}: {outcome:?}"
+            );
+        }
     }
 }

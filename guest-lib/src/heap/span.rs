@@ -1,12 +1,12 @@
 //! One extent as the heap sees it: its two bitmaps, and the chunks after them.
 
 use super::bits::{Bits, Fills, Starts};
-use super::inner::{Inner, Middle};
+use super::inner::Inner;
 use super::layout::{
     BITMAP_PER_PAGE, DomainHeader, GRAIN, LargeHeader, MAPS_PER_PAGE, PLAIN_PAGES,
     levels_before_maps, levels_bytes,
 };
-use super::{Damage, first_other};
+use super::{Damage, check_zero};
 use std::mem::size_of;
 use std::ops::Range;
 use vmsrs_protocol::PAGE_SIZE;
@@ -92,7 +92,7 @@ impl Span {
     }
 
     /// The header of a large extent.
-    fn large_header(self) -> *mut LargeHeader {
+    pub(super) fn large_header(self) -> *mut LargeHeader {
         (self.maps - before_maps(self.pages)) as *mut LargeHeader
     }
 
@@ -108,20 +108,32 @@ impl Span {
     /// # Errors
     ///
     /// [`crate::Kind::HeapCorrupt`].
+    #[inline]
     pub(super) fn fresh(self) -> Result<u64, Damage> {
-        if !self.is_large() {
-            return Ok(self.end());
+        if self.is_large() {
+            self.large_fresh()
+        } else {
+            Ok(self.end())
         }
+    }
+
+    #[cold]
+    fn large_fresh(self) -> Result<u64, Damage> {
         let place = self.large_header();
         // SAFETY: in the extent, which the request holds.
         let header = unsafe { place.read() };
-        if (header.fresh, header.check) == (0, 0) {
-            return Ok(self.first());
-        }
         if header != self.fresh_from(header.fresh) {
             return Err(Damage::corrupt(place as u64));
         }
         Ok(header.fresh)
+    }
+
+    /// Notes in a new extent that nothing was ever written in it.
+    pub(super) fn begin(self) {
+        if self.is_large() {
+            // SAFETY: in the extent, which the request holds.
+            unsafe { self.large_header().write(self.fresh_from(self.first())) };
+        }
     }
 
     /// Whether a page of the extent is one where nothing was ever written. Anything in it is damage: it is known to be zero.
@@ -134,11 +146,7 @@ impl Span {
             return Ok(false);
         }
         // SAFETY: a page of the extent, which the request holds.
-        let bytes = unsafe { std::slice::from_raw_parts(page as *const u8, PAGE as usize) };
-        match first_other(bytes, 0) {
-            None => Ok(true),
-            Some(at) => Err(Damage::corrupt(page + at as u64)),
-        }
+        unsafe { check_zero(page, page + PAGE) }.map(|()| true)
     }
 
     /// Notes that what is below an address will be written.
@@ -165,59 +173,27 @@ impl Span {
         Ok(())
     }
 
-    /// What [`Inner::marked`] says of a page in the middle of a large extent.
-    pub(super) fn marked(self, address: u64, after: u64) -> Option<[bool; 2]> {
-        let low = (self.first() + STEP).next_multiple_of(PAGE);
-        let is_inner = self.is_large() && address >= low && address < self.end() - PAGE;
-        is_inner.then(|| {
-            [
-                self.starts().has_any(address, address + PAGE + after),
-                self.fills().has_any(address, address + PAGE),
-            ]
-        })
-    }
-
-    /// Pages of a large extent that were written and have neither bitmaps nor an end of the extent near them.
-    ///
-    /// # Errors
-    ///
-    /// [`crate::Kind::HeapCorrupt`].
-    pub(super) fn middle(self) -> Result<Middle, Damage> {
-        let low = (self.first() + STEP).next_multiple_of(PAGE);
-        let high = self.fresh()?.min(self.end() - PAGE) & !(PAGE - 1);
-        let levels = levels_bytes(self.pages);
-        let first_level = |map: usize| {
-            let maps = self.maps as *const u64;
-            maps.wrapping_byte_sub(levels_before_maps(map, levels))
-        };
-        Ok(Middle {
-            start: self.start,
-            low,
-            bytes: high.saturating_sub(low),
-            starts: first_level(0),
-            fills: first_level(1),
-        })
-    }
-
     /// Whether an address lies in what stands above the bitmaps.
     pub(super) fn is_above_maps(self, address: u64) -> bool {
         self.is_large() && address < self.maps
     }
 
-    /// Pages of the extent that have neither bitmaps nor an end of the extent near them; none of a large one's.
-    pub(super) fn inner(self) -> Inner {
-        if self.is_large() {
-            return Inner::NONE;
-        }
+    /// Pages of the extent that were written, and have neither bitmaps nor an end of the extent near them.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Kind::HeapCorrupt`].
+    #[inline]
+    pub(super) fn inner(self) -> Result<Inner, Damage> {
         let low = (self.first() + STEP).next_multiple_of(PAGE);
         // What comes after the last one is looked at with it.
-        let high = (self.end() - PAGE).max(low);
-        Inner {
+        let high = self.fresh()?.min(self.end() - PAGE) & !(PAGE - 1);
+        Ok(Inner {
             low,
-            bytes: high - low,
+            bytes: high.saturating_sub(low),
             starts: (self.maps + (low - self.start) / (8 * STEP)) as *const u64,
             fills: self.pages * BITMAP_PER_PAGE / size_of::<u64>(),
-        }
+        })
     }
 
     /// The addresses that the bits in a range of the extent stand for: those of *starts* and of *fills*.

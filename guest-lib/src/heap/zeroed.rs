@@ -2,6 +2,7 @@
 //! that is not written costs the request nothing but a look.
 
 use super::{Damage, Heap, LARGE, PAGE, first_other};
+use std::ops::Range;
 use std::ptr::NonNull;
 use vmsrs_protocol::control::Extent;
 
@@ -24,6 +25,7 @@ fn pages(address: usize, length: usize) -> impl Iterator<Item = (usize, usize)> 
     })
 }
 
+/// Whether all are 0.
 fn is_zero(bytes: &[u8]) -> bool {
     first_other(bytes, 0).is_none()
 }
@@ -52,18 +54,26 @@ impl Heap {
 }
 
 impl Taken {
+    /// Where its first `size` bytes are 0 without being looked at: nothing that is committed was ever written there. What the
+    /// running request has written there is damage.
+    pub(crate) fn unseen(&self, size: usize) -> Option<Range<u64>> {
+        let address = self.block.as_ptr() as u64;
+        let is_any = size >= LARGE && self.used < size;
+        is_any.then(|| address + self.used as u64..address + size as u64)
+    }
+
     /// Makes its first `size` bytes 0.
     ///
     /// # Safety
     ///
-    /// The block has that many, is the caller's, and has not been written yet.
+    /// The block has that many, is the caller's, and has not been written yet; [`Taken::unseen`] is 0.
     pub(crate) unsafe fn clear(self, size: usize) {
-        let used = self.used.min(size);
         if size < LARGE {
             // SAFETY: by the function's contract.
-            unsafe { self.block.write_bytes(0, used) };
+            unsafe { self.block.write_bytes(0, size) };
             return;
         }
+        let used = self.used.min(size);
         for (from, length) in pages(self.block.as_ptr() as usize, used) {
             // SAFETY: by the function's contract.
             unsafe {
@@ -79,7 +89,7 @@ impl Taken {
     ///
     /// # Safety
     ///
-    /// Both have that many, and nobody else uses them meanwhile. This one has not been written yet.
+    /// Both have that many, and nobody else uses them meanwhile. This one has not been written yet; [`Taken::unseen`] is 0.
     pub(crate) unsafe fn copy(self, other: NonNull<u8>, size: usize) {
         if size < LARGE {
             // SAFETY: by the function's contract.

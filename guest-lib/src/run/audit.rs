@@ -4,10 +4,11 @@
 //! the driver keeps, and at whole domains only if the request asked for it.
 
 use crate::failure::{Kind, panic_text};
-use crate::heap::{Damage, Heap, PageCheck};
+use crate::heap::{Damage, Heap, PageCheck, check_zero};
 use crate::state::domain::Domain;
 use crate::state::{QUARANTINE, RECENT};
 use crate::thread::{self, Thread};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use vmsrs_protocol::PAGE_SIZE;
 use vmsrs_protocol::shared::WRITTEN_MAX;
@@ -168,16 +169,51 @@ impl<'a> Pages<'a> {
                 return Ok(());
             }
         }
+        self.each_fetched(|address| heap.check_page(address))
+    }
+
+    /// Looks at all pages that the driver has for the domain.
+    fn each_fetched(&self, mut look: impl FnMut(u64) -> Result<(), Damage>) -> Result<(), Damage> {
         let (mut pages, mut skip) = ([0; PAGES], 0);
         // Drafts made meanwhile are at the end of the driver's list.
         while let Some(count) = self.fetch(skip, &mut pages).filter(|&count| count != 0) {
             for page in &pages[..count] {
                 let offset = u64::from(*page) * u64::from(PAGE_SIZE);
-                heap.check_page(self.domain.app().base() + offset)?;
+                look(self.domain.app().base() + offset)?;
             }
             skip += count;
         }
         Ok(())
+    }
+}
+
+/// Checks that the request has written nothing in a range of a domain that it holds, where all committed bytes are 0.
+///
+/// # Errors
+///
+/// The first byte that is not 0.
+pub(crate) fn check_unwritten(
+    thread: &Thread,
+    domain: &'static Domain,
+    range: &Range<u64>,
+) -> Result<(), Damage> {
+    if !thread.app().protects() {
+        return Ok(());
+    }
+    let look = |page: u64| {
+        let (from, to) = (
+            page.max(range.start),
+            range.end.min(page + u64::from(PAGE_SIZE)),
+        );
+        if from >= to {
+            return Ok(());
+        }
+        // SAFETY: in the range, which the request holds.
+        unsafe { check_zero(from, to) }
+    };
+    match Pages::listed(thread, 0) {
+        Some(mut pages) => pages.try_for_each(look),
+        None => Pages::new(thread, domain).each_fetched(look),
     }
 }
 
@@ -485,5 +521,40 @@ mod tests {
         });
         outcome.unwrap();
         assert_eq!(*checks.lock().unwrap(), [two.number(), one.number()]);
+    }
+
+    #[test]
+    fn block_is_not_taken_for_zero_where_the_request_has_written_before() {
+        const MIB: usize = 1 << 20;
+        let app = MockBackend::app("zeroed", |hooks| hooks.protects = true);
+        for moved in [false, true] {
+            let domain = app.domain(if moved { "moved" } else { "taken" }).unwrap();
+            domain
+                .run(|_| {
+                    domain.allocate(200 * MIB, 16)?;
+                    domain.allocate(6 * MIB, 16).map(drop)
+                })
+                .unwrap();
+            let outcome: Result<(), RunError<Error>> = domain.run(|_| {
+                let old = domain.allocate_zeroed(8 * MIB, 16)?;
+                let after = domain.allocate(5 * MIB, 16)?;
+                let wild = after.as_ptr().wrapping_add(8 * MIB);
+                let offset = wild as u64 - domain.app().base();
+                list_written(&[(offset / u64::from(PAGE_SIZE)) as u32]);
+                // SAFETY: room of the domain where nothing was ever written; the damage is the test.
+                unsafe { wild.write(0x55) };
+                let new = if moved {
+                    // SAFETY: it is not used any more.
+                    unsafe { domain.reallocate(old, 16 * MIB) }?
+                } else {
+                    domain.allocate_zeroed(16 * MIB, 16)?
+                };
+                panic!("{new:?}");
+            });
+            match outcome {
+                Err(RunError::Failed(failure)) => assert_eq!(failure.kind, Kind::HeapCorrupt),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

@@ -98,6 +98,9 @@ impl From<End> for Outcome {
 /// What the failure says where a block of the arena was overrun.
 pub(crate) const ARENA: &[u8] = b"a block of the request's arena";
 
+/// What the failure says where a variable cannot go back.
+const KEPT_DAMAGED: &[u8] = b"a copy of a variable that is kept was overwritten";
+
 /// What the failure says.
 const LOCKED: &[u8] = b"a thread's part of the request, or a step, has ended with a mutex locked";
 
@@ -400,8 +403,13 @@ fn settle(thread: &Thread, end: End) -> Outcome {
         thread.note_failure(Kind::RedZone, address, ARENA);
         return Outcome::Cut;
     }
-    if end == End::Keep && !thread.state().is_on_commit_whole() {
+    let is_over = matches!(end, End::Keep | End::GiveUp);
+    if is_over && !thread.state().is_on_commit_whole() {
         thread.note_failure(Kind::Memory, 0, on_commit::DAMAGED);
+        return Outcome::Cut;
+    }
+    if end == End::GiveUp && !thread.state().is_kept_whole() {
+        thread.note_failure(Kind::Memory, 0, KEPT_DAMAGED);
         return Outcome::Cut;
     }
     if end == End::Keep
@@ -468,6 +476,10 @@ fn end_committed(thread: &Thread, committed: Result<(), Error>) -> Result<(), St
         }
         if source.raw_os_error() == Some(libc::EOWNERDEAD) {
             thread.note_failure(Kind::Memory, 0, hot::TAKEN);
+            return Err(failed(thread));
+        }
+        if !state.is_kept_whole() {
+            thread.note_failure(Kind::Memory, 0, KEPT_DAMAGED);
             return Err(failed(thread));
         }
         state.restore_kept();

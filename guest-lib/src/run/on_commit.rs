@@ -35,7 +35,7 @@ fn call_each(thread: &Thread, state: &State, list: OnCommit) {
 }
 
 /// Drops those that are not due, since the request was not committed, each so that an error in what it owns ends it alone. Returns
-/// how many that has happened to, or are lost since a stray write has changed the list.
+/// how many that has happened to, or are lost since a stray write has changed the list, also of those that are due.
 #[inline]
 pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
     list.map_or(0, |list| forget_each(thread, list))
@@ -44,10 +44,11 @@ pub(crate) fn forget_rest(thread: &Thread, list: Option<&OnCommit>) -> u32 {
 #[cold]
 #[inline(never)]
 fn forget_each(thread: &Thread, list: &OnCommit) -> u32 {
-    let Some([_, rest]) = list.places() else {
+    let Some([due, rest]) = list.places() else {
         return 1;
     };
-    let mut failed = 0;
+    let damaged = due.filter(|&place| !list.has(place));
+    let mut failed = damaged.count() as u32;
     for place in rest {
         let done = list
             .take(place)

@@ -86,23 +86,28 @@ impl Kept {
         Ok(())
     }
 
-    /// Copies one back; false if it cannot.
-    fn restore(&self, number: usize) -> bool {
-        let Some(memory) = self.0.region() else {
-            return false;
-        };
+    /// What was saved, as it was when the request asked for this; nothing if a stray write has changed it.
+    fn saved(&self, number: usize) -> Option<(u64, &[u8])> {
+        let memory = self.0.region()?;
         // SAFETY: the list is whole, so it has that many.
         let saved = unsafe { Self::place(memory, number).read() };
         let end = saved.start.checked_add(saved.size);
         if end.is_none_or(|end| end > self.0.end()) {
-            return false;
+            return None;
         }
         let copy = memory.low().wrapping_add(saved.start);
         // SAFETY: inside the memory, by the comparison.
         let bytes = unsafe { std::slice::from_raw_parts(copy, saved.size) };
-        // SAFETY: what was there when the request asked for this, as the check says.
-        saved.check == Self::check_of(self.0.tag(), &saved, bytes)
-            && unsafe { own_memory::write(saved.address, bytes) }.is_ok()
+        let is_whole = saved.check == Self::check_of(self.0.tag(), &saved, bytes);
+        is_whole.then_some((saved.address, bytes))
+    }
+
+    /// Copies one back; false if it cannot.
+    fn restore(&self, number: usize) -> bool {
+        self.saved(number).is_some_and(|(address, bytes)| {
+            // SAFETY: what was there when the request asked for this.
+            unsafe { own_memory::write(address, bytes) }.is_ok()
+        })
     }
 }
 
@@ -150,6 +155,18 @@ impl State {
         self.unset(KEPT);
     }
 
+    /// Whether all that was saved can go back, as far as its copies are concerned.
+    pub(crate) fn is_kept_whole(&self) -> bool {
+        if !self.has(KEPT) {
+            return true;
+        }
+        let tag = self.tag();
+        self.lists(|lists| {
+            let kept = &lists.kept;
+            kept.0.is_of(tag) && (0..kept.0.count()).all(|number| kept.saved(number).is_some())
+        })
+    }
+
     /// Copies everything back, the newest first. Returns how many could not be: their memory is gone, or a stray write has changed
     /// the copy. Nothing is left for a second time.
     #[inline]
@@ -183,9 +200,16 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Domain;
     use crate::mock::MockBackend;
+    use crate::{App, Domain};
     use crate::{RunError, thread};
+    use std::sync::OnceLock;
+
+    /// The tests' app: a process can have few.
+    fn app() -> &'static App {
+        static APP: OnceLock<&App> = OnceLock::new();
+        APP.get_or_init(|| MockBackend::app("copies", |hooks| hooks.protects = true))
+    }
 
     /// A request that keeps two numbers, changes them and fails; what they are then, and how many could not be put back.
     fn run(domain: &'static Domain, damage: fn(&mut Kept)) -> ([u64; 2], u32) {
@@ -214,8 +238,7 @@ mod tests {
 
     #[test]
     fn damaged_copies_are_not_put_back() {
-        let app = MockBackend::app("damaged copies", |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+        let domain = app().domain("1").unwrap();
         assert_eq!(run(domain, |_| ()), ([1, 2], 0));
         let damages: [(Damage, [u64; 2]); 4] = [
             (|kept| kept.0.damage(|_, count, _| *count = 1), [3, 4]),
@@ -244,9 +267,40 @@ mod tests {
     }
 
     #[test]
+    fn request_that_gives_up_fails_if_a_copy_is_damaged() {
+        let domain = app().domain("2").unwrap();
+        for is_damaged in [false, true] {
+            let mut number = 1u64;
+            let place = &raw mut number;
+            let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+                // SAFETY: it lives longer than the request.
+                unsafe { request.keep(place) }?;
+                // SAFETY: as above.
+                unsafe { place.write(2) };
+                let state = thread::current().unwrap().state();
+                if is_damaged {
+                    state.lists(|lists| {
+                        // SAFETY: the copy; the damage is the test.
+                        unsafe { *lists.kept.0.region().unwrap().low() ^= 1 };
+                    });
+                }
+                Err(Error::NotHeld)
+            });
+            match outcome {
+                Err(RunError::Failed(failure)) => {
+                    assert!(is_damaged);
+                    assert_eq!(failure.defers_failed, 1);
+                }
+                // SAFETY: as above.
+                Err(RunError::GivenUp(_)) => assert!(!is_damaged && unsafe { place.read() } == 1),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn copies_of_one_request_have_a_limit() {
-        let app = MockBackend::app("many copies", |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+        let domain = app().domain("3").unwrap();
         let bytes = vec![0u8; KEPT_MAX];
         let fits = |size: usize| {
             let outcome = domain.run(|request| {

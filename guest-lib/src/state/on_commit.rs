@@ -57,6 +57,11 @@ impl OnCommit {
         (check == check_word(self.0.tag() ^ place as u64, words)).then_some(words)
     }
 
+    /// Whether a function is as it was registered.
+    pub(crate) fn has(&self, place: usize) -> bool {
+        self.words(place).is_some()
+    }
+
     /// A function, which must be taken once; `None` if a stray write has changed the list.
     pub(crate) fn take(&self, place: usize) -> Option<Deferred> {
         let words = self.0.is_whole().then(|| self.words(place))??;
@@ -109,7 +114,7 @@ impl State {
             if !is_used {
                 return list.0.tag() != tag;
             }
-            list.0.is_of(tag) && (0..list.0.count()).all(|place| list.words(place).is_some())
+            list.0.is_of(tag) && (0..list.0.count()).all(|place| list.has(place))
         })
     }
 
@@ -159,12 +164,18 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Domain;
     use crate::mock::MockBackend;
+    use crate::{App, Domain};
     use crate::{Kind, RunError, thread};
     use std::ptr;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, OnceLock};
+
+    /// The tests' app: a process can have few.
+    fn app() -> &'static App {
+        static APP: OnceLock<&App> = OnceLock::new();
+        APP.get_or_init(|| MockBackend::app("lists", |hooks| hooks.protects = true))
+    }
 
     /// Runs a request that registers two functions, and then damages the list; returns how many were called.
     fn run(
@@ -213,8 +224,7 @@ mod tests {
                 unsafe { ptr::swap(list.entry(0).unwrap(), list.entry(1).unwrap()) };
             },
         ];
-        let app = MockBackend::app("damaged list", |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+        let domain = app().domain("1").unwrap();
         for (number, damage) in damages.into_iter().enumerate() {
             let (outcome, called) = run(domain, damage);
             let Err(RunError::Failed(failure)) = outcome else {
@@ -228,14 +238,38 @@ mod tests {
     }
 
     #[test]
+    fn committed_function_that_is_lost_is_counted() {
+        let domain = app().domain("2").unwrap();
+        for gives_up in [false, true] {
+            let outcome: Result<(), RunError<Error>> = domain.run(|request| {
+                request.on_commit(|| unreachable!())?;
+                request.commit(false)?;
+                let state = thread::current().unwrap().state();
+                state.lists(|lists| {
+                    // SAFETY: the first entry; the damage is the test.
+                    unsafe { (*lists.on_commit.entry(0).unwrap()).words[0] ^= 1 << 20 };
+                });
+                if gives_up {
+                    Err(Error::NotHeld)
+                } else {
+                    Ok(())
+                }
+            });
+            let Err(RunError::Failed(failure)) = outcome else {
+                panic!("{outcome:?}");
+            };
+            assert_eq!((failure.kind, failure.defers_failed), (Kind::Memory, 1));
+        }
+    }
+
+    #[test]
     fn list_has_a_limit() {
-        let app = MockBackend::app("a long list", |hooks| hooks.protects = true);
-        let domain = app.domain("one").unwrap();
+        let domain = app().domain("3").unwrap();
         let outcome = domain.run(|request| {
             while request.on_commit(|| ()).is_ok() {}
             request.on_commit(|| ())
         });
         assert!(matches!(outcome, Err(RunError::GivenUp(Error::Limit(_)))));
-        assert!(thread::of(app).unwrap().is_at_rest());
+        assert!(thread::of(app()).unwrap().is_at_rest());
     }
 }

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn alert_rules_and_documentation_name_the_metrics_that_there_are() {
+    fn alert_rules_dashboard_and_documentation_name_the_metrics_that_there_are() {
         let vm = Vm {
             name: "web".into(),
             path: "vm.sock".into(),
@@ -306,8 +306,10 @@ mod tests {
         known.push("vmsrs_device_errors_total");
         let file = |path| std::fs::read_to_string(path).unwrap();
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let dashboard = file(format!("{root}/packaging/grafana/vmsrs.json"));
+        serde_json::from_str::<serde_json::Value>(&dashboard).unwrap();
         let rules = file(format!("{root}/packaging/prometheus/vmsrs.rules.yml"));
-        for name in names(&rules) {
+        for name in names(&rules).chain(names(&dashboard)) {
             assert!(known.contains(&name), "there is no metric {name}");
         }
         let page = file(format!("{root}/docs/reference-cli.md"));
