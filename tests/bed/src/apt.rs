@@ -95,6 +95,9 @@ impl Archive {
 
     /// Downloads package files into `folder`; apt checks their signature chains and checksums.
     pub(crate) fn download(&self, packages: &[Package], folder: &Path) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
         let mut command = self.command("apt-get");
         let versions = packages
             .iter()

@@ -129,6 +129,24 @@ impl Bed {
         self.cache.program(name, &*self.progress)
     }
 
+    /// A program of another Debian package, for the KVM host or guests; fetched when it is not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched.
+    pub fn program_of(&self, package: &str, name: &str) -> Result<Program> {
+        self.cache.program_of(package, name, &*self.progress)
+    }
+
+    /// `virtiofsd`, for the KVM host; built from its crate when it is not in the cache, since Debian 12 has no package of it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched or built.
+    pub fn virtiofsd(&self) -> Result<PathBuf> {
+        self.cache.virtiofsd(&*self.progress)
+    }
+
     /// Allocators of Debian's that replace the C library's, for guests: the name of each, and its shared library; fetched when
     /// neither the machine nor the cache has them.
     ///

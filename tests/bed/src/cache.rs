@@ -17,6 +17,7 @@ use crate::kernel::{self, Kernel, Series};
 use crate::program::{LIBRARIES, Program};
 use crate::qemu::Qemu;
 use crate::release::Release;
+use crate::tools;
 
 /// Packages that belong together.
 struct Set {
@@ -198,11 +199,46 @@ impl Cache {
     ///
     /// When the package cannot be fetched.
     pub fn program(&self, name: &str, progress: &dyn Fn(&str)) -> Result<Program> {
-        let set = Set::program(name);
+        self.program_of(name, name, progress)
+    }
+
+    /// A program of a Debian package that has another name; as [`Self::program`].
+    ///
+    /// # Errors
+    ///
+    /// When the package cannot be fetched.
+    pub fn program_of(
+        &self,
+        package: &str,
+        name: &str,
+        progress: &dyn Fn(&str),
+    ) -> Result<Program> {
+        let set = Set::program(package);
         let folder = self.folder.join(&set.name);
         let _lock = self.lock("lock")?;
         self.fetch_sets(vec![set], false, progress)?;
         Ok(Program::unpacked(&folder, name))
+    }
+
+    /// `virtiofsd`; built from its crate when it is not there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched or built.
+    pub fn virtiofsd(&self, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+        const VERSION: &str = "1.14.0";
+        let _lock = self.lock("virtiofsd.lock")?;
+        let folder = self.folder.join(format!("virtiofsd-{VERSION}"));
+        let program = folder.join("bin/virtiofsd");
+        if !program.is_file() {
+            tools::ensure(tools::SHARING, progress)?;
+            progress("building virtiofsd");
+            let mut cargo = Command::new("cargo");
+            cargo.args(["install", "--quiet", "--locked", "virtiofsd"]);
+            cargo.args(["--version", VERSION, "--root"]).arg(&folder);
+            command::output(&mut cargo)?;
+        }
+        Ok(program)
     }
 
     /// Allocators that replace the C library's: the name of each, and its shared library. The machine's own, if it has the

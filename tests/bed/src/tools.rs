@@ -89,6 +89,12 @@ pub const SOURCES: &[Tool] = &[
     Tool::header("event.h", "libevent-dev"),
 ];
 
+/// What building `virtiofsd` needs.
+pub const SHARING: &[Tool] = &[
+    Tool::header("seccomp.h", "libseccomp-dev"),
+    Tool::header("cap-ng.h", "libcap-ng-dev"),
+];
+
 /// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
 /// the kernel's build tools needs libelf.
 pub fn kmod(compiler: &str) -> Vec<Tool> {

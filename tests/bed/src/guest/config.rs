@@ -32,6 +32,7 @@ pub struct Config {
     restarts: Option<u32>,
     console: Console,
     manager: Option<PathBuf>,
+    more: Vec<(&'static str, String)>,
 }
 
 impl Config {
@@ -48,6 +49,7 @@ impl Config {
             restarts: None,
             console: Console::Log,
             manager: None,
+            more: Vec::new(),
         }
     }
 
@@ -99,6 +101,12 @@ impl Config {
         self
     }
 
+    /// Any other option of `vmsrs run`, such as `--disk`.
+    pub fn option(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.more.push((name, value.into()));
+        self
+    }
+
     /// Starts `vmsrs run`, which is looked for in `PATH`. The guest has only begun to boot: see [`Guest::wait`].
     ///
     /// # Errors
@@ -130,6 +138,9 @@ impl Config {
         add("--socket", folder.join(SOCKET).into());
         if let Some(tap) = &self.tap {
             add("--tap", tap.into());
+        }
+        for (name, value) in &self.more {
+            add(name, value.into());
         }
         match self.restarts {
             Some(restarts) => {
@@ -179,12 +190,13 @@ mod tests {
             .pool(256)
             .tap("tap0,192.168.77.1/24")
             .restarts(3)
+            .option("--disk", "a.img")
             .console_on_pipes();
         assert_eq!(
             line(&config),
             format!(
                 "run --kernel k --initramfs i --memory 1G --cmdline {WATCHDOGS} --vcpus 4 --window 7M --pool 256 \
-                 --socket /f/vm.sock --tap tap0,192.168.77.1/24 --on-reboot restart --restarts 3"
+                 --socket /f/vm.sock --tap tap0,192.168.77.1/24 --disk a.img --on-reboot restart --restarts 3"
             )
         );
     }
