@@ -33,8 +33,8 @@ exits! {
     GuestDied = 5: "the guest crashed and was not restarted",
     /// The guest reset itself (it rebooted, or its kernel panicked) and was not restarted.
     GuestReset = 6: "the guest reset itself (a reboot or a kernel panic) and was not restarted",
-    /// The control socket or the tap interface is in use.
-    Busy = 7: "the control socket or the tap interface is in use",
+    /// The control socket, the tap interface or the image of a disk is in use.
+    Busy = 7: "the control socket, the tap interface or the image of a disk is in use",
     /// There is no incident with that number, or no app or domain of that name.
     NotFound = 8: "no incident with that number, or no app or domain with that name",
     /// The content of sealed pages is lost.

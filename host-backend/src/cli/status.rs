@@ -2,7 +2,7 @@
 
 use super::text::{self, duration, facts, write_json, write_text};
 use super::{Exit, Failure, Target};
-use crate::control::Count;
+use crate::control::{Count, DaemonFacts};
 use crate::control::{Request, Response, VmStatus};
 use crate::size::Size;
 
@@ -106,6 +106,9 @@ fn describe(status: &VmStatus) -> String {
             ),
         ));
     }
+    for daemon in &status.daemons {
+        rows.push(("daemon", served(daemon)));
+    }
     push_counts(&mut rows, "incidents", &recovery.incidents);
     push_counts(&mut rows, "refused", &recovery.refusals);
     push_counts(&mut rows, "device errors", &status.device_errors);
@@ -122,6 +125,16 @@ fn restarts(status: &VmStatus) -> String {
             text::time(last.at_ms),
             text::printable(&last.message)
         ),
+    }
+}
+
+/// What a daemon serves, and whether it does.
+fn served(daemon: &DaemonFacts) -> String {
+    let option = text::printable(&daemon.option);
+    match (&daemon.lost, daemon.pid) {
+        (Some(why), _) => format!("{option}: lost: {}", text::printable(why)),
+        (None, Some(pid)) => format!("{option}: process {pid}"),
+        (None, None) => format!("{option}: connected"),
     }
 }
 
@@ -165,6 +178,18 @@ mod tests {
             }),
             console_lost_bytes: 4711,
             network: None,
+            daemons: vec![
+                DaemonFacts {
+                    option: "--disk a.img".into(),
+                    pid: Some(8),
+                    lost: None,
+                },
+                DaemonFacts {
+                    option: "--vhost-user blk,socket=/s".into(),
+                    pid: None,
+                    lost: Some("it closed the connection".into()),
+                },
+            ],
             device_errors: Vec::new(),
         };
         let text = describe(&status);
@@ -177,6 +202,8 @@ mod tests {
             "incidents       3",
             "3  double-free",
             "4711 bytes",
+            "--disk a.img: process 8",
+            "--vhost-user blk,socket=/s: lost: it closed the connection",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }

@@ -149,9 +149,23 @@ pub struct VmStatus {
     pub recovery: EngineStatus,
     /// The network card, if there is one.
     pub network: Option<NetCounts>,
+    /// The daemons that serve disks and shared folders.
+    #[serde(default)]
+    pub daemons: Vec<DaemonFacts>,
     /// Errors of the guest's drivers with registers and frames, by kind; what they were
     /// refused by the recovery engine is in `recovery`.
     pub device_errors: Vec<Count>,
+}
+
+/// A daemon that serves a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonFacts {
+    /// The option that asked for it, such as `--disk /var/lib/vm.img`.
+    pub option: String,
+    /// Its process, if `vmsrs run` has started it.
+    pub pid: Option<u32>,
+    /// Why it serves no more, if it does not.
+    pub lost: Option<String>,
 }
 
 /// An end of the guest that was answered with a restart.

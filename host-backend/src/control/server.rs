@@ -359,6 +359,7 @@ mod tests {
                 last_restart: None,
                 console_lost_bytes: 0,
                 network: None,
+                daemons: Vec::new(),
                 device_errors: Vec::new(),
             }
         }

@@ -14,6 +14,7 @@ mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod recovery;
+pub mod vhost_user;
 mod worker;
 
 pub use interrupt::DeviceInterrupt;

@@ -4,6 +4,7 @@
 //! stay. RAM, the pool's memory, vCPUs and the whole of KVM's VM are new for each boot, so that nothing
 //! of one kernel is left to the next.
 
+mod daemons;
 mod initramfs;
 mod notifier;
 mod operator;
@@ -20,6 +21,7 @@ use crate::devices::VirtioDevice;
 use crate::devices::mmio::MmioTransport;
 use crate::devices::net::{self, Net, NetCounters};
 use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, RegionAddresses, ScrubRate};
+use crate::devices::vhost_user::VhostUser;
 use crate::engine::EngineConfig;
 use crate::engine_handle::EngineHandle;
 use crate::regions::{Regions, RegionsError};
@@ -29,6 +31,8 @@ use crate::vmm::irq::Interrupt;
 use crate::vmm::memory::{Layout, MemoryError, for_devices};
 use crate::vmm::{CrashReport, ExitReason, PowerButton, StopHandle, Vm, VmConfig, VmError};
 
+pub(crate) use daemons::Daemons;
+pub use daemons::{DaemonError, DaemonOptionError, DiskOption, ShareOption, VhostUserOption};
 pub use initramfs::{InitramfsError, load as load_initramfs};
 pub(crate) use notifier::Notifier;
 pub(crate) use operator::RunningVm;
@@ -71,6 +75,8 @@ pub(crate) struct Machine {
     recovery: EngineHandle,
     network: Option<Arc<NetCounters>>,
     devices: Vec<Device>,
+    /// What drivers did wrong with queues that a daemon serves.
+    queue_tallies: Vec<Arc<Tally>>,
 }
 
 /// The regions to be made, and what uses them.
@@ -124,12 +130,13 @@ impl Interrupt for DeviceLine {
 }
 
 impl Machine {
-    /// Makes the lasting parts: the regions as planned, of the same pages as RAM, the recovery device, and
-    /// a network card on `tap` (the interface's name, and the interface). `stop` ends every boot.
+    /// Makes the lasting parts: the regions as planned, of the same pages as RAM, the recovery device,
+    /// a network card on `tap` (the interface's name, and the interface), and what daemons serve. `stop` ends every boot.
     pub(crate) fn new(
         config: VmConfig,
         plan: RegionsPlan,
         tap: Option<(&str, File)>,
+        served: Vec<VhostUser>,
         stop: StopHandle,
     ) -> Result<Self, MachineError> {
         let layout = Layout::new(config.memory_bytes)?;
@@ -146,6 +153,10 @@ impl Machine {
             network = Some(net.counters());
             devices.push(Device::new("net", Box::new(net))?);
         }
+        let queue_tallies = served.iter().map(VhostUser::tally).collect();
+        for device in served {
+            devices.push(Device::new(device.name(), Box::new(device))?);
+        }
         Ok(Self {
             config,
             stop,
@@ -155,6 +166,7 @@ impl Machine {
             recovery: handle,
             network,
             devices,
+            queue_tallies,
         })
     }
 
@@ -173,11 +185,11 @@ impl Machine {
         self.network.clone()
     }
 
-    /// Register errors of the driver, for each device.
+    /// Errors of the driver with registers of each device, and with queues that a daemon serves.
     pub(crate) fn tallies(&self) -> Vec<Arc<Tally>> {
-        self.devices
-            .iter()
-            .map(|device| device.transport().tally())
+        let registers = self.devices.iter().map(|device| device.transport().tally());
+        registers
+            .chain(self.queue_tallies.iter().cloned())
             .collect()
     }
 

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control::{
-    Count, DomainList, DomainPosition, IncidentDetail, IncidentSummary, Operator, Restart,
-    ScrubStep, VmStatus,
+    Count, DaemonFacts, DomainList, DomainPosition, IncidentDetail, IncidentSummary, Operator,
+    Restart, ScrubStep, VmStatus,
 };
 use crate::control::{domains, snapshot};
 use crate::devices::net::NetCounters;
+use crate::devices::vhost_user::{DaemonState, DaemonStatus};
 use crate::engine::{Position, Scope};
 use crate::engine_handle::EngineHandle;
 use crate::size::Size;
@@ -26,7 +27,9 @@ pub(crate) struct RunningVm {
     pub(crate) restarts: Mutex<Restarts>,
     pub(crate) recovery: EngineHandle,
     pub(crate) network: Option<Arc<NetCounters>>,
-    /// Register errors of the driver, for each device.
+    /// The daemons that serve devices.
+    pub(crate) daemons: Vec<Arc<DaemonStatus>>,
+    /// Errors of the driver, for each device.
     pub(crate) tallies: Vec<Arc<Tally>>,
     pub(crate) console: Console,
     pub(crate) stop: StopHandle,
@@ -66,6 +69,17 @@ impl RunningVm {
     }
 }
 
+fn facts(daemon: &DaemonStatus) -> DaemonFacts {
+    DaemonFacts {
+        option: daemon.option.clone(),
+        pid: daemon.pid,
+        lost: match daemon.state() {
+            DaemonState::Serving => None,
+            DaemonState::Lost(why) => Some(why),
+        },
+    }
+}
+
 impl Operator for RunningVm {
     fn status(&self) -> VmStatus {
         let frames = self.network.iter().map(|network| network.tally());
@@ -87,6 +101,7 @@ impl Operator for RunningVm {
             console_lost_bytes: self.console.lost(),
             recovery: snapshot::status(&self.recovery),
             network: self.network.as_ref().map(|net| net.snapshot()),
+            daemons: self.daemons.iter().map(|daemon| facts(daemon)).collect(),
             device_errors: errors
                 .into_iter()
                 .map(|(what, count)| Count {

@@ -96,7 +96,12 @@ fn rules_of(role: Role, files: &Files) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
             rules.push((DEBUG.into(), reading));
             rules.extend(files.symbols.iter().map(|path| (path.clone(), reading)));
         }
-        Role::Vcpu | Role::Device | Role::Background | Role::Stream | Role::Notifier => {}
+        Role::Vcpu
+        | Role::Device
+        | Role::Background
+        | Role::Stream
+        | Role::Notifier
+        | Role::Keeper => {}
     }
     rules
 }

@@ -20,11 +20,11 @@ const KVM_COMMANDS: c_ulong = 0xae;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Restricts the calling thread to the calls of `role`.
-pub(super) fn restrict(role: Role) -> Result<(), Error> {
+pub(super) fn restrict(role: Role, has_daemons: bool) -> Result<(), Error> {
     // First, since the other one stops it: `clone3` has its flags in memory, where a filter cannot look, and without it
     // the C library uses `clone`.
     apply_filter(&without_clone3()?)?;
-    apply_filter(&program(role)?)
+    apply_filter(&program(role, has_daemons)?)
 }
 
 fn without_clone3() -> Result<BpfProgram, BackendError> {
@@ -33,8 +33,8 @@ fn without_clone3() -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(rules, SeccompAction::Allow, absent, TargetArch::x86_64)?.try_into()
 }
 
-fn program(role: Role) -> Result<BpfProgram, BackendError> {
-    let rules = rules(role)?;
+fn program(role: Role, has_daemons: bool) -> Result<BpfProgram, BackendError> {
+    let rules = rules(role, has_daemons)?;
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Trap,
@@ -44,8 +44,8 @@ fn program(role: Role) -> Result<BpfProgram, BackendError> {
     filter.try_into()
 }
 
-/// What a role may call.
-fn rules(role: Role) -> Result<Rules, BackendError> {
+/// What a role may call, of a VM with or without devices that a daemon serves.
+fn rules(role: Role, has_daemons: bool) -> Result<Rules, BackendError> {
     let mut rules = Rules::new();
     let mut allow = |calls: &[c_long]| rules.extend(calls.iter().map(|&call| (call, Vec::new())));
     allow(COMMON);
@@ -72,6 +72,14 @@ fn rules(role: Role) -> Result<Rules, BackendError> {
         Role::Stream => allow(STREAM),
         Role::Notifier => allow(&[libc::SYS_sendto]),
         Role::Symbolizer => allow(SYMBOLIZER),
+        Role::Keeper => allow(&[libc::SYS_wait4]),
+    }
+    if has_daemons {
+        match role {
+            Role::Main => allow(&[DAEMON, END_OF_DAEMONS].concat()),
+            Role::Vcpu | Role::Device => allow(DAEMON),
+            _ => {}
+        }
     }
     let memory = Check::without(2, libc::PROT_EXEC as u64);
     add(&mut rules, libc::SYS_mmap, &[&[memory]])?;
@@ -269,6 +277,12 @@ const DEVICE: &[c_long] = &[
     libc::SYS_readv,
 ];
 
+/// To talk to daemons over connections that are there.
+const DAEMON: &[c_long] = &[libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_shutdown];
+
+/// To end daemons: a descriptor of each is there, and others cannot be made.
+const END_OF_DAEMONS: &[c_long] = &[libc::SYS_pidfd_send_signal];
+
 /// To make the VM of the next boot, and to write the report at the end.
 const MAIN: &[c_long] = &[
     libc::SYS_lstat,
@@ -304,7 +318,7 @@ const SYMBOLIZER: &[c_long] = &[
 mod tests {
     use super::*;
 
-    const ROLES: [Role; 8] = [
+    const ROLES: [Role; 9] = [
         Role::Main,
         Role::Vcpu,
         Role::Device,
@@ -313,20 +327,22 @@ mod tests {
         Role::Stream,
         Role::Notifier,
         Role::Symbolizer,
+        Role::Keeper,
     ];
 
     #[test]
     fn every_role_has_a_filter() {
         without_clone3().unwrap();
         for role in ROLES {
-            assert!(!program(role).unwrap().is_empty(), "{role:?}");
+            assert!(!program(role, false).unwrap().is_empty(), "{role:?}");
+            assert!(!program(role, true).unwrap().is_empty(), "{role:?}");
         }
     }
 
     #[test]
     fn no_role_starts_programs_or_changes_what_others_have() {
         for role in ROLES {
-            let rules = rules(role).unwrap();
+            let rules = rules(role, true).unwrap();
             for call in [
                 libc::SYS_execve,
                 libc::SYS_execveat,
@@ -337,6 +353,8 @@ mod tests {
                 libc::SYS_socket,
                 libc::SYS_connect,
                 libc::SYS_kill,
+                libc::SYS_pidfd_open,
+                libc::SYS_pidfd_getfd,
                 libc::SYS_rename,
                 libc::SYS_mount,
                 libc::SYS_unshare,
@@ -348,13 +366,29 @@ mod tests {
     }
 
     #[test]
+    fn without_daemons_nobody_passes_descriptors_or_signals() {
+        for role in ROLES {
+            let rules = rules(role, false).unwrap();
+            for call in [
+                libc::SYS_sendmsg,
+                libc::SYS_recvmsg,
+                libc::SYS_pidfd_send_signal,
+            ] {
+                assert!(!rules.contains_key(&call), "{role:?}: call {call}");
+            }
+        }
+    }
+
+    #[test]
     fn roles_that_a_vcpu_starts_need_no_more_than_it_has() {
-        let vcpu = rules(Role::Vcpu).unwrap();
-        let main = rules(Role::Main).unwrap();
-        let device = rules(Role::Device).unwrap();
-        assert!(device.keys().all(|call| vcpu.contains_key(call)));
-        assert!(vcpu.keys().all(|call| main.contains_key(call)));
-        let stream = rules(Role::Stream).unwrap();
+        for has_daemons in [false, true] {
+            let [vcpu, main, device] = [Role::Vcpu, Role::Main, Role::Device]
+                .map(|role| rules(role, has_daemons).unwrap());
+            assert!(device.keys().all(|call| vcpu.contains_key(call)));
+            assert!(vcpu.keys().all(|call| main.contains_key(call)));
+        }
+        let main = rules(Role::Main, false).unwrap();
+        let stream = rules(Role::Stream, false).unwrap();
         // The console's reader, which the main thread starts.
         for call in [libc::SYS_poll, libc::SYS_read] {
             assert!(stream.contains_key(&call) && main.contains_key(&call));

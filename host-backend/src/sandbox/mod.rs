@@ -36,6 +36,8 @@ pub(crate) enum Role {
     Notifier,
     /// Reads the files of programs that an incident names.
     Symbolizer,
+    /// Passes on what a daemon says, and waits for its end.
+    Keeper,
 }
 
 /// Why a thread cannot be confined.
@@ -52,13 +54,15 @@ pub(crate) enum SandboxError {
     Handler(#[source] io::Error),
 }
 
-/// Files that threads use beside those that every program reads.
+/// What threads use beside the files that every program reads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Files {
     /// The control socket, which is removed at the end.
     pub(crate) socket: Option<PathBuf>,
     /// Folders that the symbolizer reads.
     pub(crate) symbols: Vec<PathBuf>,
+    /// Whether daemons serve devices of the VM.
+    pub(crate) has_daemons: bool,
 }
 
 static FILES: OnceLock<Files> = OnceLock::new();
@@ -85,7 +89,8 @@ pub(crate) fn confine(role: Role) {
             files::restrict(role, files).map_err(SandboxError::Landlock),
         );
     }
-    warn(role, filter::restrict(role).map_err(SandboxError::Seccomp));
+    let filtered = filter::restrict(role, files.has_daemons);
+    warn(role, filtered.map_err(SandboxError::Seccomp));
 }
 
 fn warn(role: Role, result: Result<(), SandboxError>) {

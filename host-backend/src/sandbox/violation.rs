@@ -51,7 +51,7 @@ names! {
     SYS_membarrier b"membarrier", SYS_memfd_create b"memfd_create", SYS_mkdir b"mkdir", SYS_mmap b"mmap",
     SYS_mount b"mount", SYS_mprotect b"mprotect", SYS_mremap b"mremap", SYS_msync b"msync",
     SYS_newfstatat b"newfstatat", SYS_open b"open", SYS_openat b"openat", SYS_openat2 b"openat2",
-    SYS_pidfd_open b"pidfd_open", SYS_pipe2 b"pipe2", SYS_poll b"poll", SYS_ppoll b"ppoll",
+    SYS_pidfd_open b"pidfd_open", SYS_pidfd_send_signal b"pidfd_send_signal", SYS_pipe2 b"pipe2", SYS_poll b"poll", SYS_ppoll b"ppoll",
     SYS_prctl b"prctl", SYS_pread64 b"pread64", SYS_preadv b"preadv", SYS_prlimit64 b"prlimit64",
     SYS_process_vm_readv b"process_vm_readv", SYS_process_vm_writev b"process_vm_writev",
     SYS_ptrace b"ptrace", SYS_pwrite64 b"pwrite64", SYS_readlink b"readlink", SYS_readlinkat b"readlinkat",

@@ -179,8 +179,9 @@ impl Layout {
     /// Fails when the file cannot be created or mapped.
     pub fn allocate(&self, pages: HostPages) -> result::Result<GuestRam, MemoryError> {
         let size = self.below + self.above;
-        // Not sealed: tests cut it off to lose memory.
-        let file = Arc::new(memory_file(c"vmsrs-ram", size, pages, false)?);
+        // Daemons of devices get it, too. Tests cut it off to lose memory.
+        let is_sealed = !cfg!(test);
+        let file = Arc::new(memory_file(c"vmsrs-ram", size, pages, is_sealed)?);
         let mut offset = 0;
         let mut ranges = Vec::new();
         for (start, len) in self.ram_ranges() {

@@ -42,8 +42,8 @@ pub const MAX_VCPUS: u32 = 64;
 /// First global system interrupt for virtio-mmio devices: those below belong to the legacy
 /// devices.
 const FIRST_DEVICE_GSI: u32 = 16;
-/// Number of inputs of the I/O APIC from there on, and so of devices.
-const MAX_DEVICES: u32 = 8;
+/// Number of inputs of the I/O APIC from there on, and so of virtio-mmio devices.
+pub const MAX_DEVICES: u32 = 8;
 
 /// Why a VM could not be made or run.
 #[derive(Debug, Error)]

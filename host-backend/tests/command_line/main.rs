@@ -2,6 +2,7 @@
 //! nothing left behind.
 
 mod config;
+mod disks;
 mod outputs;
 mod sandbox;
 mod service;

@@ -82,6 +82,7 @@ struct Families {
     pages: Family<Labels, Gauge>,
     pages_limit: Family<Labels, Gauge>,
     lost_pages: Family<Labels, Gauge>,
+    lost_daemons: Family<Labels, Gauge>,
     batches: Family<Labels, Counter>,
     sealed_pages: Family<Labels, Counter>,
     dropped_drafts: Family<Labels, Counter>,
@@ -134,6 +135,10 @@ impl Families {
             pages: family!("pages", "Pages that domains have"),
             pages_limit: family!("pages_limit", "Most pages that domains can have"),
             lost_pages: family!("lost_pages", "Committed pages whose content is lost"),
+            lost_daemons: family!(
+                "lost_daemons",
+                "Daemons of disks and shared folders that serve no more"
+            ),
             batches: family!("batches", "Batches of commits that were sealed"),
             sealed_pages: family!("sealed_pages", "Pages sealed"),
             dropped_drafts: family!("dropped_drafts", "Drafts dropped by failed requests"),
@@ -174,6 +179,8 @@ impl Families {
             version: status.version.clone(),
         };
         self.info.get_or_create(&version).set(1);
+        let lost = status.daemons.iter();
+        let lost = lost.filter(|daemon| daemon.lost.is_some()).count();
         let uptime = status.uptime_ms as f64 / 1000.0;
         self.uptime.get_or_create(labels).set(uptime);
         for (family, value) in [
@@ -184,6 +191,7 @@ impl Families {
             (&self.pages, recovery.pages.into()),
             (&self.pages_limit, recovery.pages_max.into()),
             (&self.lost_pages, recovery.damaged_pages.into()),
+            (&self.lost_daemons, lost as u64),
             (&self.metadata, recovery.metadata_bytes),
         ] {
             family.get_or_create(labels).set(value.cast_signed());
@@ -252,7 +260,7 @@ fn note_counts(family: &Family<KindLabels, Counter>, vm: &str, counts: &[Count])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::EngineStatus;
+    use crate::control::{DaemonFacts, EngineStatus};
     use crate::devices::net::NetCounts;
 
     fn status() -> Box<VmStatus> {
@@ -282,6 +290,11 @@ mod tests {
                 transmitted: 20,
                 transmitted_dropped: 2,
             }),
+            daemons: vec![DaemonFacts {
+                option: "--disk a.img".into(),
+                pid: None,
+                lost: Some("it closed the connection".into()),
+            }],
             device_errors: Vec::new(),
         })
     }
@@ -336,6 +349,7 @@ mod tests {
             "vmsrs_uptime_seconds{vm=\"web\"} 61.5",
             "vmsrs_memory_bytes{vm=\"web\"} 536870912",
             "vmsrs_restarts_total{vm=\"web\"} 2",
+            "vmsrs_lost_daemons{vm=\"web\"} 1",
             "vmsrs_console_lost_bytes_total{vm=\"web\"} 4711",
             "vmsrs_frames{vm=\"web\",state=\"sealed\"} 12",
             "vmsrs_incidents_total{vm=\"web\",kind=\"double-free\"} 3",

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Args, Command};
+use clap::{Arg, ArgAction, Args, Command};
 use thiserror::Error;
 use toml::de::{DeTable, DeValue};
 
@@ -68,8 +68,8 @@ impl From<ConfigFileError> for Failure {
 /// The checked content of a configuration file.
 #[derive(Debug)]
 pub(crate) struct ConfigFile {
-    /// Keys, and values in the form of the command line.
-    values: Vec<(String, String)>,
+    /// Keys, and values in the form of the command line; several for an option that may be given several times.
+    values: Vec<(String, Vec<String>)>,
 }
 
 impl ConfigFile {
@@ -126,9 +126,11 @@ impl ConfigFile {
             let name = key.get_ref().as_ref();
             let arg = key_of(&run, name).ok_or_else(|| (key.span().start, unknown(&run, name)))?;
             let at_value = |what| (value.span().start, what);
-            let text = text_of(arg, name, value.get_ref()).map_err(at_value)?;
-            check(&run, name, &text).map_err(at_value)?;
-            Ok((name.to_owned(), text))
+            let texts = texts_of(arg, name, value.get_ref()).map_err(at_value)?;
+            for text in &texts {
+                check(&run, name, text).map_err(at_value)?;
+            }
+            Ok((name.to_owned(), texts))
         });
         Ok(Self {
             values: entries.collect::<Result<_, _>>()?,
@@ -137,10 +139,10 @@ impl ConfigFile {
 
     /// `run`, the description of the command, with the file's values as its defaults.
     pub(crate) fn set_defaults(self, run: Command) -> Command {
-        self.values.into_iter().fold(run, |run, (name, value)| {
+        self.values.into_iter().fold(run, |run, (name, values)| {
             let id = key_of(&run, &name).map(|arg| arg.get_id().to_string());
             match id {
-                Some(id) => run.mut_arg(id, |arg| arg.required(false).default_value(value)),
+                Some(id) => run.mut_arg(id, |arg| arg.required(false).default_values(values)),
                 None => run,
             }
         })
@@ -179,6 +181,26 @@ fn unknown(run: &Command, name: &str) -> String {
         }
     };
     format!("`{name}` is not an option of `vmsrs run`: {remedy}")
+}
+
+/// The values in the form of the command line: those of a list for an option that may be given several times.
+fn texts_of(arg: &Arg, name: &str, value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    if !matches!(arg.get_action(), ArgAction::Append) {
+        return Ok(vec![text_of(arg, name, value)?]);
+    }
+    let listed = value.as_array().and_then(|list| {
+        let texts = list
+            .iter()
+            .map(|entry| Some(entry.get_ref().as_str()?.to_owned()));
+        texts.collect::<Option<Vec<_>>>()
+    });
+    listed.ok_or_else(|| {
+        let example = arg.get_value_names().and_then(<[_]>::first);
+        let example = example.map(ToString::to_string).unwrap_or_default();
+        format!(
+            "`{name}` is a list of texts in quotes, and this is not: write {name} = [\"{example}\"]"
+        )
+    })
 }
 
 /// The value in the form of the command line, if it has the option's type.
@@ -277,11 +299,11 @@ mod tests {
         let active = ConfigFile::parse(example().as_bytes()).unwrap();
         let whole = ConfigFile::parse(whole_example().as_bytes()).unwrap();
         let run = run();
-        for (name, value) in whole.values {
+        for (name, values) in whole.values {
             let is_active = active.values.iter().any(|(active, _)| *active == name);
             let defaults = key_of(&run, &name).unwrap().get_default_values();
             if !is_active && let [default] = defaults {
-                assert_eq!(*default, *value, "{name}");
+                assert_eq!([default.to_str().unwrap()], *values, "{name}");
             }
         }
     }
@@ -289,15 +311,29 @@ mod tests {
     #[test]
     fn the_command_line_overrides_the_file() {
         let text =
-            b"kernel = \"k\"\nvcpus = 4\nmemory = \"1G\"\nhugepages = true\non-reboot = \"exit\"";
+            b"kernel = \"k\"\nvcpus = 4\nmemory = \"1G\"\nhugepages = true\non-reboot = \"exit\"\n\
+            disk = [\"a\", \"b,readonly\"]\nshare = [\"t=/a\"]";
         let file = ConfigFile::parse(text).unwrap();
         let run = file.set_defaults(run());
-        let line = ["run", "--vcpus", "2", "--hugepages=false"];
+        let line = [
+            "run",
+            "--vcpus",
+            "2",
+            "--hugepages=false",
+            "--share",
+            "u=/b",
+        ];
         let matches = run.try_get_matches_from(line).unwrap();
         assert_eq!(matches.get_one("kernel"), Some(&PathBuf::from("k")));
         assert_eq!(matches.get_one("vcpus"), Some(&2u32));
         assert_eq!(matches.get_one("memory"), Some(&crate::size::Size(1 << 30)));
         assert_eq!(matches.get_one("hugepages"), Some(&false));
+        let disks = matches.get_many::<crate::machine::DiskOption>("disk");
+        let disks: Vec<_> = disks.unwrap().map(|disk| disk.is_readonly).collect();
+        assert_eq!(disks, [false, true]);
+        let shares = matches.get_many::<crate::machine::ShareOption>("share");
+        let shares: Vec<_> = shares.unwrap().map(|share| &*share.tag).collect();
+        assert_eq!(shares, ["u"]);
         let action = matches.get_one::<crate::machine::OnReboot>("on_reboot");
         assert_eq!(action, Some(&crate::machine::OnReboot::Exit));
     }
@@ -331,6 +367,9 @@ mod tests {
             ("hugepages = 1", 12, &["true or false", "hugepages = false"]),
             ("on-reboot = \"never\"", 12, &["never", "restart or exit"]),
             ("tap = \"a/b\"", 6, &["not an interface name"]),
+            ("disk = \"a.img\"", 7, &["a list", "disk = [\"FILE"]),
+            ("disk = [1]", 7, &["a list"]),
+            ("disk = [\"a\", \"b,rw\"]", 7, &["disk", "`rw`"]),
             ("kernel = \"\"", 9, &["kernel"]),
             ("kernel = ", 9, &["KEY = VALUE"]),
             ("kernel = vmlinuz", 9, &["KEY = VALUE"]),

@@ -9,7 +9,7 @@ use crate::cli::{Exit, Failure};
 use crate::control::ServerError;
 use crate::devices::net::TapError;
 use crate::devices::recovery::RecoveryDeviceError;
-use crate::machine::{InitramfsError, MachineError};
+use crate::machine::{DaemonError, InitramfsError, MachineError};
 use crate::regions::RegionsError;
 use crate::size::Size;
 use crate::vmm::VmError;
@@ -99,6 +99,17 @@ pub enum RunError {
         /// Huge pages that are free.
         free: u64,
     },
+    /// More devices than there are places.
+    #[error(
+        "{count} disks, shared folders and other daemons are too many: a VM has room for {most} of \
+         them beside its network card"
+    )]
+    TooManyDaemons {
+        /// Those that were asked for.
+        count: usize,
+        /// Those that there is room for.
+        most: usize,
+    },
     /// The console's file cannot be written.
     #[error("cannot write the console to {}: check the path and its permissions", .path.display())]
     Console {
@@ -121,6 +132,7 @@ impl From<RunError> for Failure {
             | RunError::WindowTooSmall { .. }
             | RunError::NotHugePages { .. }
             | RunError::PoolNotHugePages { .. }
+            | RunError::TooManyDaemons { .. }
             | RunError::Console { .. } => Exit::Usage,
         };
         Self::new(exit, error)
@@ -130,6 +142,23 @@ impl From<RunError> for Failure {
 impl From<InitramfsError> for Failure {
     fn from(error: InitramfsError) -> Self {
         Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        let exit = match error {
+            DaemonError::Open { .. }
+            | DaemonError::Kind { .. }
+            | DaemonError::Refused { .. }
+            | DaemonError::Connect { .. }
+            | DaemonError::Operators { .. } => Exit::Usage,
+            DaemonError::Busy(_) => Exit::Busy,
+            DaemonError::NotInstalled(_) | DaemonError::Start { .. } | DaemonError::Host(_) => {
+                Exit::Machine
+            }
+        };
+        Self::new(exit, error)
     }
 }
 

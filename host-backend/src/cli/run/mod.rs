@@ -22,8 +22,10 @@ use super::exit::{Exit, Failure};
 use crate::control::{Folder, Server};
 use crate::devices::net::{self, TapConfig};
 use crate::devices::recovery::ScrubRate;
+use crate::devices::vhost_user::VhostUser;
 use crate::machine::{
-    Machine, Notifier, OnReboot, RegionsPlan, RestartBudget, RunningVm, load_initramfs,
+    Daemons, DiskOption, Machine, Notifier, OnReboot, RegionsPlan, RestartBudget, RunningVm,
+    ShareOption, VhostUserOption, load_initramfs,
 };
 use crate::output::{self, say};
 use crate::sandbox::{self, Files, Role};
@@ -31,6 +33,7 @@ use crate::service::ServiceManager;
 use crate::size::Size;
 use crate::vmm::loader::Kernel;
 use crate::vmm::signals::Termination;
+use crate::vmm::vm::MAX_DEVICES;
 use crate::vmm::{ExitReason, StopHandle, Vm, VmConfig};
 
 /// Run a virtual machine until it ends
@@ -49,6 +52,10 @@ Examples:
     vmsrs run --kernel vmlinuz --initramfs ./guest --memory 1G --vcpus 2 \\
         --window 512M --tap tap0,192.168.77.1/24 --console guest.log
 
+  With a disk and a folder of this machine:
+    vmsrs run --kernel vmlinuz --initramfs guest.img --disk web.qcow2,format=qcow2 \\
+        --share www=/srv/www
+
   With the options of a file, and more RAM than that says:
     vmsrs run --config /etc/vmsrs/web.toml --memory 2G
 
@@ -57,7 +64,7 @@ Examples:
 
 Exit codes: 0 the guest powered off or was stopped, 1 unexpected error, 2 invalid command line,
 3 not supported by this machine, 5 the guest crashed, 6 the guest reset itself (a reboot or a
-kernel panic), 7 the control socket or the tap interface is in use. With 5 and 6 restarts were
+kernel panic), 7 the control socket, the tap interface or a disk's image is in use. With 5 and 6 restarts were
 turned off, or the guest went down too often.")]
 pub(super) struct Arguments {
     /// File in TOML with a key for each of the other options, named like it; what the command line says
@@ -101,6 +108,17 @@ pub(super) struct Arguments {
     /// Tap interface for the guest's network card; with an address the host's side is configured too
     #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
     tap: Option<TapConfig>,
+    /// Disk of the guest, /dev/vda and so on: an image or a block device, which qemu-storage-daemon serves;
+    /// may be given several times
+    #[arg(long, value_name = "FILE[,format=raw|qcow2][,readonly]")]
+    disk: Vec<DiskOption>,
+    /// Folder of this machine that the guest can mount (`mount -t virtiofs TAG ...`), which virtiofsd
+    /// serves; may be given several times
+    #[arg(long, value_name = "TAG=FOLDER")]
+    share: Vec<ShareOption>,
+    /// Device that a running daemon serves, which speaks vhost-user; may be given several times
+    #[arg(long, value_name = "blk,socket=PATH|fs,socket=PATH,tag=TAG")]
+    vhost_user: Vec<VhostUserOption>,
     /// Additional kernel parameters
     #[arg(
         long,
@@ -160,6 +178,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     match arguments.sandbox {
         SandboxMode::On => sandbox::enable(Files {
             socket: Some(socket_path.clone()),
+            has_daemons: arguments.daemons() != 0,
             ..Files::default()
         })
         .map_err(|error| Failure::new(Exit::Machine, error))?,
@@ -177,6 +196,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
         None => None,
     };
+    let (daemons, served) = start_daemons(&arguments)?;
     let console = arguments.console.open()?;
 
     let config = VmConfig {
@@ -195,7 +215,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
             bytes_per_second: arguments.scrub.0,
         },
     };
-    let machine = Machine::new(config, regions, tap, stop.clone())?;
+    let machine = Machine::new(config, regions, tap, served, stop.clone())?;
     let vm = machine.power_on()?;
     termination.stops(stop.clone())?;
 
@@ -207,6 +227,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         restarts: Mutex::default(),
         recovery: machine.recovery(),
         network: machine.network(),
+        daemons: daemons.statuses.clone(),
         tallies: machine.tallies(),
         console,
         stop,
@@ -225,7 +246,38 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let end = run_boots(&machine, vm, &operator, limit, is_fit_kvm)?;
     drop(notifier);
     drop(server);
+    drop(machine);
+    drop(daemons);
     report::report(&operator, &end, arguments.json)
+}
+
+impl Arguments {
+    /// Number of devices that daemons serve.
+    fn daemons(&self) -> usize {
+        self.disk.len() + self.share.len() + self.vhost_user.len()
+    }
+}
+
+/// Starts the daemons that are asked for and connects to the others; the devices are in the order of the options' kinds.
+fn start_daemons(arguments: &Arguments) -> Result<(Daemons, Vec<VhostUser>), Failure> {
+    let count = arguments.daemons();
+    // The others are the recovery device and the network card.
+    let most = MAX_DEVICES as usize - 2;
+    if count > most {
+        return Err(RunError::TooManyDaemons { count, most }.into());
+    }
+    let mut daemons = Daemons::default();
+    let mut served = Vec::new();
+    for disk in &arguments.disk {
+        served.push(daemons.disk(disk)?);
+    }
+    for share in &arguments.share {
+        served.push(daemons.share(share)?);
+    }
+    for device in &arguments.vhost_user {
+        served.push(daemons.operators(device)?);
+    }
+    Ok((daemons, served))
 }
 
 /// How the last boot ended.

@@ -124,6 +124,7 @@ pub(super) mod tests {
             console_lost_bytes: 0,
             recovery: Default::default(),
             network: None,
+            daemons: Vec::new(),
             device_errors: Vec::new(),
         };
         status.recovery.batches = batches;
