@@ -131,18 +131,40 @@ fn collect(names: &[String], outcomes: &mut Outcomes) -> Result<()> {
         .module_file(&modules.driver)
         .init(behaviours::BUTTON_INIT)
         .write(&kernel, &button_image)?;
+    let disk_image = folder.path().join("disk-guest.img");
+    bed.image()?
+        .modules(["virtio_mmio", "virtio_blk", "ext4"])
+        .module_file(&modules.driver)
+        .init(behaviours::DISK_INIT)
+        .write(&kernel, &disk_image)?;
+    let share_image = folder.path().join("share-guest.img");
+    bed.image()?
+        .modules(["virtio_mmio", "virtiofs"])
+        .module_file(&modules.driver)
+        .init(behaviours::SHARE_INIT)
+        .write(&kernel, &share_image)?;
+    let storage = bed.program_of("qemu-utils", "qemu-storage-daemon")?;
     let mut job = Job::new(["vmsrs-e2e", "host"])
         .program(e2e, "vmsrs-e2e")
         .program(programs.join("vmsrs"), "vmsrs")
         .file(kernel.vmlinux()?, "vmlinux")
         .file(&image, "guest.img")
         .file(&button_image, "button.img")
+        .file(&disk_image, "disk-guest.img")
+        .file(&share_image, "share-guest.img")
+        .program(storage.path(), "qemu-storage-daemon")
         .file(&resets, "resets")
         .env("RUST_BACKTRACE", "0")
         // Debian's 6.1 for clouds cannot take memory out of use: CONFIG_MEMORY_FAILURE is not set there.
         .host_kernel(Series::V6_12)
         .timeout(LIMIT)
         .slowness(flavour.slowness());
+    for folder in storage.library_folders() {
+        job = job.library_folder(folder);
+    }
+    if names.iter().any(|name| name == behaviours::SHARE) {
+        job = job.program(bed.virtiofsd()?, "virtiofsd-itself");
+    }
     for name in names {
         job = job.arg(name);
     }

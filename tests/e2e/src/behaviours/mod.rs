@@ -13,6 +13,7 @@ mod deadline;
 mod deadlock;
 mod deletion;
 mod discard;
+mod disks;
 mod draft_and_commit;
 mod drafted_ahead;
 mod driver_unbind;
@@ -46,14 +47,17 @@ mod recycled_frames;
 mod resident;
 mod seal_batches;
 mod server_killed;
+mod shares;
 mod slabs;
 mod stray_close;
 mod suspended;
 mod thread_state;
 mod window_full;
 
+pub use disks::INIT as DISK_INIT;
 pub use neighbours::SANITIZERS;
 pub use power_button::INIT as BUTTON_INIT;
+pub use shares::{INIT as SHARE_INIT, NAME as SHARE};
 
 /// Every behaviour, in the order of testing.
 pub const ALL: &[&Behaviour] = &[
@@ -109,6 +113,9 @@ pub const ALL: &[&Behaviour] = &[
     &driver_unbind::BEHAVIOUR,
     &read_only_vault::BEHAVIOUR,
     &power_button::BEHAVIOUR,
+    &disks::DISK,
+    &disks::OPERATORS,
+    &shares::BEHAVIOUR,
     &pool_limit::BEHAVIOUR,
     &pool_waits::BEHAVIOUR,
     &deletion::WINDOW,
