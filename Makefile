@@ -117,8 +117,8 @@ trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as r
 deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and vmsrs-dkms
 	packaging/deb.sh
 
-deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian (as root; SUITES=)
-	tests/packages/test.sh $(SUITES)
+deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian 12 (as root)
+	tests/packages/test.sh
 
 BENCH = $(CARGO) run --quiet --release -p vmsrs-bench --
 

@@ -12,9 +12,9 @@ apt() {
 	apt-get --quiet --yes --no-install-recommends "$@" >/tmp/apt.log 2>&1 || { cat /tmp/apt.log; fail "apt-get $*"; }
 }
 
-# All files that last, without those of apt and of packages' triggers.
+# All files that last, without those of apt and of packages' triggers, and the key that dkms makes for the machine with the first module.
 files() {
-	find / -xdev \( -path /tmp -o -path /run -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg \) -prune -o -print |
+	find / -xdev \( -path /tmp -o -path /run -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path "/var/lib/dkms/mok.*" \) -prune -o -print |
 		sort
 }
 

@@ -4,6 +4,7 @@
 //! They are recursive mutexes, which say whose they are, somewhere in the linker's public variable.
 
 use super::modules;
+use super::weak::address_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Enough for that variable, which has 4336 bytes in glibc 2.36.
@@ -47,9 +48,7 @@ static CANDIDATES: [AtomicU64; PLACES] = [const { AtomicU64::new(0) }; PLACES];
 
 /// Notes where they may lie: to look through the whole variable takes longer than the rest of a failure.
 pub(crate) fn install() {
-    // Not a reference of the library's: packages of it would be for the one version of glibc that they were built with.
-    // SAFETY: a name; static programs have no such variable.
-    let variable = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_rtld_global".as_ptr()) } as u64;
+    let variable = address_of!("_rtld_global") as u64;
     let mut words = [0; WORDS];
     // Its end may be the last of what is mapped.
     let until_page = (4096 - variable % 4096) as usize / size_of::<u64>();
