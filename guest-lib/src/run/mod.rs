@@ -553,7 +553,7 @@ fn fail(thread: &Thread) -> Stop {
         lock::release(thread, domain);
     }
     for domain in (0..state.places()).filter_map(|place| state.domain_at(place)) {
-        lock::release(thread, domain.number());
+        lock::release_domain(domain, thread.tag());
     }
     failure.defers_failed = lost;
     match state.take_on_commit() {
