@@ -92,6 +92,13 @@ pub struct EngineStatus {
     pub refusals: Vec<Count>,
 }
 
+impl EngineStatus {
+    /// Incidents of all kinds, since the start.
+    pub(crate) fn all_incidents(&self) -> u64 {
+        self.incidents.iter().map(|kind| kind.count).sum()
+    }
+}
+
 /// An incident in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IncidentSummary {

@@ -13,7 +13,7 @@ use super::{list, program};
 use crate::cli::status::unexpected;
 use crate::cli::text::json_line;
 use crate::cli::{Exit, Failure};
-use crate::control::{Client, IncidentSummary, Request, Response, VmStatus};
+use crate::control::{Client, IncidentSummary, Request, Response};
 
 /// Time between two looks at a VM.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -42,7 +42,7 @@ pub(super) fn follow(client: &mut Client, mut sinks: Sinks) -> Result<Exit, Fail
         let Response::Status(status) = client.ask(Request::Status {})? else {
             return Err(unexpected());
         };
-        let count = count(&status);
+        let count = status.recovery.all_incidents();
         if counted != Some(count) {
             let Response::Incidents(list) = client.ask(Request::Incidents {})? else {
                 return Err(unexpected());
@@ -57,12 +57,6 @@ pub(super) fn follow(client: &mut Client, mut sinks: Sinks) -> Result<Exit, Fail
         sinks.idle(&status.name)?;
         sleep(INTERVAL);
     }
-}
-
-/// Incidents so far.
-fn count(status: &VmStatus) -> u64 {
-    let kinds = status.recovery.incidents.iter();
-    kinds.map(|kind| kind.count).sum()
 }
 
 impl Sinks {

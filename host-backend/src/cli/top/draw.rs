@@ -6,9 +6,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Gauge, Paragraph, Row, Table, TableState};
 
-use super::model::{Model, Vm, incidents};
+use super::model::{Model, Vm};
 use crate::cli::text::{duration, printable, printable_or_dash, time};
-use crate::control::{EngineStatus, VmStatus};
+use crate::control::EngineStatus;
 use crate::size::Size;
 
 /// Lines of the window's gauges, with their border.
@@ -101,13 +101,9 @@ fn row(vm: &Vm) -> Row<'static> {
         Cell::new(rate(rates.batches)),
         Cell::new(rate(rates.sealed_pages)),
         Cell::new(rate(rates.dropped_pages)),
-        Cell::new(incidents(status).to_string()).style(failing),
-        Cell::new(restarts(status)),
+        Cell::new(status.recovery.all_incidents().to_string()).style(failing),
+        Cell::new(status.restarts.to_string()),
     ])
-}
-
-fn restarts(status: &VmStatus) -> String {
-    status.restarts.to_string()
 }
 
 fn draw_window(frame: &mut Frame<'_>, area: Rect, name: &str, recovery: &EngineStatus) {

@@ -38,15 +38,9 @@ impl Rates {
             batches: rate(|status| status.recovery.batches),
             sealed_pages: rate(|status| status.recovery.sealed_pages),
             dropped_pages: rate(|status| status.recovery.dropped_drafts),
-            incidents: rate(incidents),
+            incidents: rate(|status| status.recovery.all_incidents()),
         }
     }
-}
-
-/// Incidents since the VM was started.
-pub(super) fn incidents(status: &VmStatus) -> u64 {
-    let kinds = status.recovery.incidents.iter();
-    kinds.map(|kind| kind.count).sum()
 }
 
 /// All VMs, and which of them is looked at.
