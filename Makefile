@@ -25,7 +25,7 @@ CAMPAIGN = $(CARGO) run --quiet --release -p vmsrs-campaign -- --seed $(SEED) --
 # cargo uses all CPUs by itself.
 .NOTPARALLEL:
 
-# The kernel that test guests run: 6.1 (the default), 6.12 or debug (KASAN, lockdep, ...; built on first use).
+# The kernel that test guests run: 6.1 (the default), 6.12, 7 (the newest) or debug (KASAN, lockdep, ...; built on first use).
 ifdef KERNEL
 export VMSRS_KERNEL = $(KERNEL)
 endif
@@ -71,7 +71,7 @@ build-bench:
 headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
-kmod: fetch ## Build the driver for Linux 6.1 and 6.12 (KERNEL=: for one of them, or debug): no warnings, sparse clean
+kmod: fetch ## Build the driver for Linux 6.1, 6.12 and 7 (KERNEL=: for one of them, or debug): no warnings, sparse clean
 	$(BED) kmod $(addprefix --kernel ,$(KERNEL))
 
 lint: ## Check format, clippy, header drift, and licences where cargo-deny is installed
