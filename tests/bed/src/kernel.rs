@@ -274,15 +274,29 @@ pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves the modules to `lib/modules`, where Debian 12 has them; since Debian 13 they are in `usr/lib/modules`.
+/// Moves modules and image to where Debian 12 has them: modules are in `usr/lib/modules` since Debian 13, the image beside them
+/// since Linux 7.
 pub(crate) fn relocate_modules(folder: &Path) -> Result<()> {
     let (merged, plain) = (folder.join("usr/lib/modules"), folder.join("lib/modules"));
-    if !merged.is_dir() {
-        return Ok(());
+    if merged.is_dir() {
+        let parent = folder.join("lib");
+        fs::create_dir_all(&parent).context("create", &parent)?;
+        fs::rename(&merged, &plain).context("move", &merged)?;
     }
-    let parent = folder.join("lib");
-    fs::create_dir_all(&parent).context("create", &parent)?;
-    fs::rename(&merged, &plain).context("move", &merged)
+    let Ok(releases) = fs::read_dir(&plain) else {
+        return Ok(());
+    };
+    for release in releases.flatten() {
+        let image = release.path().join("vmlinuz");
+        if !image.is_file() {
+            continue;
+        }
+        let boot = folder.join("boot");
+        fs::create_dir_all(&boot).context("create", &boot)?;
+        let name = format!("vmlinuz-{}", release.file_name().to_string_lossy());
+        fs::rename(&image, boot.join(name)).context("move", &image)?;
+    }
+    Ok(())
 }
 
 /// The Makefile of a headers folder with its paths made relative; `None` for all other Makefiles.
@@ -385,12 +399,16 @@ mod tests {
     }
 
     #[test]
-    fn modules_of_a_merged_usr_are_found() {
+    fn modules_and_image_of_newer_packages_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("usr/lib/modules/6.12.1")).unwrap();
+        let modules = folder.path().join("usr/lib/modules/7.3.4");
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("vmlinuz"), "image").unwrap();
         for _ in 0..2 {
             relocate_modules(folder.path()).unwrap();
-            assert_eq!(Kernel::unpacked(folder.path()).unwrap().release(), "6.12.1");
+            let kernel = Kernel::unpacked(folder.path()).unwrap();
+            assert_eq!(kernel.release(), "7.3.4");
+            assert_eq!(fs::read(kernel.vmlinuz()).unwrap(), b"image");
         }
     }
 
