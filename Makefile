@@ -9,7 +9,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
-.PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
+.PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline network integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
 	lint unit e2e newest shortcampaign fuzz propagation fetch trixie deb deb-test debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
@@ -134,6 +134,10 @@ costs: fetch build-bench ## Compare the instructions of the main requests with t
 
 baseline: fetch build-bench ## Make today's instructions the baseline
 	$(BENCH) --baseline renew
+
+network: fetch ## Measure TCP between host and guest with iperf3, in bits per instruction
+	$(CARGO) build --release -p vmsrs-host
+	tests/bench/network.sh
 
 profile: fetch build-bench ## Count the benchmark's instructions by function, in guest, host kernel and vmsrs run
 	$(BENCH) --profile

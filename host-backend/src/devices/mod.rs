@@ -14,6 +14,7 @@ mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod recovery;
+mod used;
 pub mod vhost_user;
 mod worker;
 

@@ -11,7 +11,6 @@ mod operator;
 mod pack;
 mod restart;
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +18,7 @@ use thiserror::Error;
 
 use crate::devices::VirtioDevice;
 use crate::devices::mmio::MmioTransport;
-use crate::devices::net::{self, Net, NetCounters};
+use crate::devices::net::{self, Net, NetCounters, Tap};
 use crate::devices::recovery::{RecoveryDevice, RecoveryDeviceError, RegionAddresses, ScrubRate};
 use crate::devices::vhost_user::VhostUser;
 use crate::engine::EngineConfig;
@@ -131,11 +130,11 @@ impl Interrupt for DeviceLine {
 
 impl Machine {
     /// Makes the lasting parts: the regions as planned, of the same pages as RAM, the recovery device,
-    /// a network card on `tap` (the interface's name, and the interface), and what daemons serve. `stop` ends every boot.
+    /// a network card on `tap`, and what daemons serve. `stop` ends every boot.
     pub(crate) fn new(
         config: VmConfig,
         plan: RegionsPlan,
-        tap: Option<(&str, File)>,
+        tap: Option<Tap>,
         served: Vec<VhostUser>,
         stop: StopHandle,
     ) -> Result<Self, MachineError> {
@@ -148,8 +147,9 @@ impl Machine {
         let handle = recovery.handle();
         let mut devices = vec![Device::new("vmsrs", Box::new(recovery))?];
         let mut network = None;
-        if let Some((name, tap)) = tap {
-            let net = Net::new(tap, net::mac_for(name));
+        if let Some(tap) = tap {
+            let mac = net::mac_for(tap.name());
+            let net = Net::new(tap, mac);
             network = Some(net.counters());
             devices.push(Device::new("net", Box::new(net))?);
         }

@@ -124,8 +124,10 @@ fn rules(role: Role, has_daemons: bool) -> Result<Rules, BackendError> {
     let terminal = terminal.map(|command| [Check::is(1, command)]);
     let mut commands: Vec<&[Check]> = terminal.iter().map(<[_; 1]>::as_slice).collect();
     let kvm = [Check::command_of(KVM_COMMANDS)];
+    // A driver that starts or resets the network card changes what its tap interface may leave to it.
+    let tap = [Check::is(1, libc::TUNSETOFFLOAD)];
     if matches!(role, Role::Main | Role::Vcpu) {
-        commands.push(&kvm);
+        commands.extend([kvm.as_slice(), &tap]);
     }
     add(&mut rules, libc::SYS_ioctl, &commands)?;
     Ok(rules)

@@ -22,7 +22,7 @@ struct Attempt {
     stopped: Option<&'static str>,
 }
 
-const ATTEMPTS: [Attempt; 12] = [
+const ATTEMPTS: [Attempt; 14] = [
     Attempt {
         name: "execve",
         role: Role::Vcpu,
@@ -62,6 +62,24 @@ const ATTEMPTS: [Attempt; 12] = [
         make: || {
             // SAFETY: the call fails, on standard input.
             unsafe { libc::ioctl(0, 0xae80) };
+        },
+        stopped: Some("(ioctl)"),
+    },
+    Attempt {
+        name: "offloads-of-a-tap",
+        role: Role::Vcpu,
+        make: || {
+            // SAFETY: the call fails, on standard input.
+            unsafe { libc::ioctl(0, libc::TUNSETOFFLOAD) };
+        },
+        stopped: None,
+    },
+    Attempt {
+        name: "another-tap",
+        role: Role::Vcpu,
+        make: || {
+            // SAFETY: the call fails, on standard input.
+            unsafe { libc::ioctl(0, libc::TUNSETIFF) };
         },
         stopped: Some("(ioctl)"),
     },

@@ -295,6 +295,8 @@ fn values_that_do_not_parse_are_refused_by_the_command_line() {
         ("--restarts", "-1", "is not in 0.."),
         ("--tap", "a/b", "not an interface name"),
         ("--tap", "tap0,10.0.0.1", "ADDRESS/PREFIX"),
+        ("--tap", "fd=2", "fd=NUMBER"),
+        ("--vhost-user", "net,socket=/s,mtu=9", "68 to 65535"),
     ] {
         let argument = format!("{option}={value}");
         let output = vmsrs()
@@ -358,13 +360,21 @@ fn a_console_that_cannot_be_written_is_refused() {
 #[test]
 fn a_tap_interface_in_use_is_left_alone() {
     let config = "vmsrs-test0".parse().unwrap();
-    let Ok(_other) = vmsrs_host::devices::net::open_tap(&config) else {
+    let Ok(_other) = vmsrs_host::devices::net::Tap::open(&config) else {
         eprintln!("skipped: no tap interfaces for this user");
         return;
     };
     let mut place = Place::new();
     let output = place.run(&["--tap", "vmsrs-test0"]);
     place.assert_refused(&output, BUSY, &["vmsrs-test0", "in use"]);
+}
+
+#[test]
+fn a_descriptor_that_is_no_tap_is_refused() {
+    let mut place = Place::new();
+    // Nothing is inherited with this number.
+    let output = place.run(&["--tap", "fd=900"]);
+    place.assert_refused(&output, USAGE, &["descriptor 900", "TUNSETIFF"]);
 }
 
 #[test]

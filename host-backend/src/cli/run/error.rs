@@ -189,7 +189,10 @@ impl From<TapError> for Failure {
     fn from(error: TapError) -> Self {
         let exit = match error {
             TapError::Busy { .. } => Exit::Busy,
-            TapError::NoTap { .. } | TapError::ManyQueues { .. } => Exit::Usage,
+            TapError::NoTap { .. }
+            | TapError::ManyQueues { .. }
+            | TapError::NoDescriptor(..)
+            | TapError::Flags { .. } => Exit::Usage,
             TapError::NoDriver(_) | TapError::Rights { .. } | TapError::SetUp { .. } => {
                 Exit::Machine
             }

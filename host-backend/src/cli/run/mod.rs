@@ -20,7 +20,7 @@ use super::Target;
 use super::doctor;
 use super::exit::{Exit, Failure};
 use crate::control::{Folder, Server};
-use crate::devices::net::{self, TapConfig};
+use crate::devices::net::{Tap, TapConfig};
 use crate::devices::recovery::ScrubRate;
 use crate::devices::vhost_user::VhostUser;
 use crate::machine::{
@@ -105,8 +105,9 @@ pub(super) struct Arguments {
     /// Rate of the background check of sealed pages, in bytes per second; 0 turns it off
     #[arg(long, value_name = "SIZE", default_value = "16M")]
     scrub: Size,
-    /// Tap interface for the guest's network card; with an address the host's side is configured too
-    #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]")]
+    /// Tap interface for the guest's network card; with an address the host's side is configured too. With a
+    /// number, one that is open already, as this descriptor
+    #[arg(long, value_name = "NAME[,ADDRESS/PREFIX]|fd=NUMBER")]
     tap: Option<TapConfig>,
     /// Disk of the guest, /dev/vda and so on: an image or a block device, which qemu-storage-daemon serves;
     /// may be given several times
@@ -117,7 +118,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TAG=FOLDER")]
     share: Vec<ShareOption>,
     /// Device that a running daemon serves, which speaks vhost-user; may be given several times
-    #[arg(long, value_name = "blk,socket=PATH|fs,socket=PATH,tag=TAG")]
+    #[arg(
+        long,
+        value_name = "blk,socket=PATH|fs,socket=PATH,tag=TAG|net,socket=PATH[,mtu=BYTES]"
+    )]
     vhost_user: Vec<VhostUserOption>,
     /// Additional kernel parameters
     #[arg(
@@ -192,10 +196,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         None => Folder::MayBeMade,
     };
     let socket = Server::reserve(&socket_path, folder)?;
-    let tap = match &arguments.tap {
-        Some(config) => Some((config.name.as_str(), net::open_tap(config)?)),
-        None => None,
-    };
+    let tap = arguments.tap.as_ref().map(Tap::open).transpose()?;
     let (daemons, served) = start_daemons(&arguments)?;
     let console = arguments.console.open()?;
 

@@ -1,26 +1,27 @@
 //! The network card: virtio-net (Virtio 1.2, 5.1) with one receive and one transmit queue, on a
 //! tap interface.
 //!
-//! No offloads are offered, so virtio-net headers carry no information, and neither side trusts
-//! lengths or checksums of the other's header.
+//! Checksums and segmentation are left to whoever does them last, as far as the driver agrees ([`offload`]). The header with
+//! which a frame of the guest asks for that is checked where it enters; the host's kernel checks it again.
 
 mod counters;
+mod offload;
 mod queues;
 mod tap;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 pub use self::counters::{NetCounters, NetCounts};
+use self::offload::{Agreed, TapOffloads};
 use self::queues::Queues;
-pub use self::tap::{TapAddress, TapConfig, TapConfigError, TapError, open as open_tap};
+pub use self::tap::{Tap, TapAddress, TapConfig, TapConfigError, TapError};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
@@ -40,29 +41,45 @@ const HEADER: usize = 12;
 /// Ethernet header and a VLAN tag.
 const FRAME_MAX: usize = 65_535 + 14 + 4;
 
+/// Least MTU in bytes that a network card may tell its driver (Virtio 1.2, 5.1.4.1).
+pub const MTU_MIN: u16 = 68;
+
 /// An Ethernet address.
 pub type MacAddress = [u8; 6];
+
+/// The configuration space (Virtio 1.2, 5.1.4): the address, two fields of features that the card does not have, and the MTU.
+pub(super) fn config_space(mac: MacAddress, mtu: Option<u16>) -> Vec<u8> {
+    let mut config = mac.to_vec();
+    config.extend([0; 4]);
+    config.extend(mtu.unwrap_or(0).to_le_bytes());
+    config
+}
 
 /// The network card.
 #[derive(Debug)]
 pub struct Net {
-    tap: File,
-    mac: MacAddress,
+    tap: Tap,
+    config: Vec<u8>,
     counters: Arc<NetCounters>,
     running: Option<Worker>,
 }
 
 impl Net {
     /// Makes a network card with the address `mac` on `tap`.
-    ///
-    /// `tap` is non-blocking; each read returns one frame and each write sends one, after a
-    /// virtio-net header of 12 bytes. [`open_tap`] returns such a file.
-    pub fn new(tap: File, mac: MacAddress) -> Self {
+    pub fn new(tap: Tap, mac: MacAddress) -> Self {
         Self {
+            config: config_space(mac, tap.mtu),
             tap,
-            mac,
             counters: Arc::default(),
             running: None,
+        }
+    }
+
+    /// Lets the tap interface leave this to the guest.
+    fn set_offloads(&self, offloads: TapOffloads) {
+        if let Err(error) = self.tap.set_offloads(offloads) {
+            // It does more itself, or frames that the guest cannot take are dropped.
+            log::info!("{NAME}: the tap interface keeps its offloads: {error}");
         }
     }
 
@@ -72,7 +89,7 @@ impl Net {
     }
 }
 
-/// An address for the guest's network card on the tap interface `tap`: locally
+/// An address for the guest's network card on the tap interface, or at the socket, with this name: locally
 /// administered, and the same in every run, so that a restarted guest is the same host to its neighbours.
 pub fn mac_for(tap: &str) -> MacAddress {
     // FNV-1a: short, and different names give different addresses but for one in 2^32.
@@ -93,7 +110,13 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MAC
+        let mtu = self.tap.mtu.map_or(0, |_| 1 << VIRTIO_NET_F_MTU);
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_NET_F_MAC
+            | 1 << VIRTIO_NET_F_MRG_RXBUF
+            | mtu
+            | offload::offered(self.tap.offloads)
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
@@ -101,28 +124,42 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        copy_config(&self.mac, offset, data);
+        copy_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let receive = activation.take_queue(QUEUE_RECEIVE)?;
         let transmit = activation.take_queue(QUEUE_TRANSMIT)?;
         let Activation {
-            memory, interrupt, ..
+            memory,
+            interrupt,
+            features,
+            ..
         } = activation;
+        let agreed = Agreed::new(features, self.tap.mtu);
         let queues = Queues::new(
-            self.tap.try_clone()?,
+            self.tap.file.try_clone()?,
+            agreed,
             receive,
             transmit,
             memory.clone(),
             interrupt.clone(),
             self.counters.clone(),
         )?;
-        self.running = Some(Worker::start(NAME, memory, interrupt, queues)?);
+        self.set_offloads(agreed.tap());
+        match Worker::start(NAME, memory, interrupt, queues) {
+            Ok(worker) => self.running = Some(worker),
+            Err(error) => {
+                self.set_offloads(0);
+                return Err(error.into());
+            }
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.running = None;
+        if self.running.take().is_some() {
+            self.set_offloads(0);
+        }
     }
 }

@@ -6,11 +6,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT, QueueT, Writer};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::offload::{Agreed, set_buffers};
 use super::{FRAME_MAX, HEADER, NAME, NetCounters};
+use crate::devices::used::UsedRing;
 use crate::devices::worker::{Serve, drain};
 use crate::devices::{ActiveQueue, DeviceInterrupt};
 use crate::vmm::poison;
@@ -21,10 +23,6 @@ const TURN: usize = 128;
 /// Least Ethernet frame: two addresses and a type.
 const FRAME_MIN: usize = 14;
 
-/// The header in front of every frame to the guest: no offload, one buffer (Virtio 1.2, 5.1.6.4:
-/// `num_buffers` is 1 without VIRTIO_NET_F_MRG_RXBUF).
-const RECEIVE_HEADER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-
 /// Tokens of the event loop.
 const TAP: u64 = 0;
 const RECEIVE: u64 = 1;
@@ -32,8 +30,9 @@ const TRANSMIT: u64 = 2;
 
 pub(super) struct Queues {
     tap: File,
-    receive: ActiveQueue,
-    transmit: ActiveQueue,
+    agreed: Agreed,
+    receive: Ring,
+    transmit: Ring,
     memory: GuestMemoryMmap,
     interrupt: DeviceInterrupt,
     counters: Arc<NetCounters>,
@@ -45,11 +44,39 @@ pub(super) struct Queues {
     /// guest, since it would stay readable all the time.
     watching_tap: bool,
     outgoing: Vec<u8>,
+    /// The buffers that the frame to the guest takes, by their first descriptors.
+    heads: Vec<u16>,
+}
+
+/// A queue with its used ring.
+struct Ring {
+    active: ActiveQueue,
+    used: UsedRing,
+}
+
+/// What became of a frame for the guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Placed {
+    /// The guest has it, or it is lost.
+    Done,
+    /// There are not enough buffers.
+    Waits,
+    /// There were not enough buffers, and the driver has added some in this moment.
+    Again,
+}
+
+/// The buffers for a frame.
+enum Gathered<'a> {
+    Enough(Vec<Writer<'a>>),
+    TooFew,
+    /// One is not in RAM, or they are too small.
+    Bad,
 }
 
 impl Queues {
     pub(super) fn new(
         tap: File,
+        agreed: Agreed,
         receive: ActiveQueue,
         transmit: ActiveQueue,
         memory: GuestMemoryMmap,
@@ -64,10 +91,15 @@ impl Queues {
         ] {
             epoll.ctl(ControlOperation::Add, fd, readable(token))?;
         }
+        let ring = |active: ActiveQueue| Ring {
+            used: UsedRing::new(&active.queue),
+            active,
+        };
         Ok(Self {
             tap,
-            receive,
-            transmit,
+            agreed,
+            receive: ring(receive),
+            transmit: ring(transmit),
             memory,
             interrupt,
             counters,
@@ -76,6 +108,7 @@ impl Queues {
             incoming_length: 0,
             watching_tap: true,
             outgoing: vec![0; HEADER + FRAME_MAX],
+            heads: Vec::new(),
         })
     }
 }
@@ -93,11 +126,11 @@ impl Serve for Queues {
         match token {
             TAP => self.receive(),
             RECEIVE => {
-                drain(&self.receive.kick);
+                drain(&self.receive.active.kick);
                 self.receive()
             }
             _ => {
-                drain(&self.transmit.kick);
+                drain(&self.transmit.active.kick);
                 self.transmit()
             }
         }
@@ -122,60 +155,100 @@ impl Queues {
             if self.incoming_length == 0 && !self.read_tap() {
                 break;
             }
-            let Some(chain) = pop(&mut self.receive, &self.memory)? else {
-                // A buffer that came in this moment is seen here; one that comes later kicks.
-                if self.receive.queue.enable_notification(&self.memory)? {
-                    continue;
-                }
-                self.watch_tap(false);
-                return signal(&mut self.receive, &self.memory, &self.interrupt);
-            };
-            let head = chain.head_index();
-            let frame = &mut self.incoming[..self.incoming_length];
-            frame[..HEADER].copy_from_slice(&RECEIVE_HEADER);
-            let written = write_chain(chain, &self.memory, frame);
-            self.incoming_length = 0;
-            match written {
-                Some(_) => increment(&self.counters.received),
-                None => {
-                    increment(&self.counters.received_dropped);
-                    self.counters.tally.add(
-                        NAME,
-                        "the driver's buffer is not in RAM or too small for a frame",
-                    );
+            match self.place()? {
+                Placed::Done => self.incoming_length = 0,
+                Placed::Again => {}
+                Placed::Waits => {
+                    self.watch_tap(false);
+                    return self.receive.signal(&self.memory, &self.interrupt);
                 }
             }
-            let queue = &mut self.receive.queue;
-            queue.add_used(&self.memory, head, written.unwrap_or(0))?;
         }
         if self.incoming_length != 0 {
             // The turn ended with a frame in hand. The interface may stay silent and the driver has
             // no reason to kick, so come back by ourselves.
-            let _ = self.receive.kick.write(1);
+            let _ = self.receive.active.kick.write(1);
         }
         if !self.watching_tap {
-            self.receive.queue.disable_notification(&self.memory)?;
+            let queue = &mut self.receive.active.queue;
+            queue.disable_notification(&self.memory)?;
             self.watch_tap(true);
         }
-        signal(&mut self.receive, &self.memory, &self.interrupt)
+        self.receive.signal(&self.memory, &self.interrupt)
     }
 
-    /// Fetches the next frame; false if there is none.
-    fn read_tap(&mut self) -> bool {
-        match self.tap.read(&mut self.incoming) {
-            Ok(length) if length >= HEADER + FRAME_MIN => {
-                self.incoming_length = length;
-                true
+    /// Gives the frame in hand to the guest.
+    fn place(&mut self) -> Result<Placed, QueueError> {
+        let Self {
+            receive,
+            memory,
+            counters,
+            heads,
+            ..
+        } = self;
+        let packet = &mut self.incoming[..self.incoming_length];
+        let start = receive.active.queue.next_avail();
+        let most = match self.agreed.merges_buffers() {
+            true => receive.active.queue.size(),
+            false => 1,
+        };
+        let mut lengths = Vec::new();
+        match receive.gather(memory, packet.len(), most, heads)? {
+            Gathered::Enough(writers) => {
+                // As many as descriptors at most.
+                set_buffers(packet, writers.len() as u16);
+                lengths = scatter(packet, writers).unwrap_or_default();
             }
-            // The tap interface gives whole frames; anything shorter is the end of a stand-in.
-            Ok(_) => false,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    log::debug!("{NAME}: reading the tap interface: {error}");
+            Gathered::TooFew => {
+                let queue = &mut receive.active.queue;
+                // A buffer that came in this moment is seen here; one that comes later kicks.
+                let is_new = queue.enable_notification(memory)?;
+                // Nothing was taken.
+                queue.set_next_avail(start);
+                return Ok(if is_new { Placed::Again } else { Placed::Waits });
+            }
+            Gathered::Bad => {}
+        }
+        if lengths.is_empty() {
+            increment(&counters.received_dropped);
+            counters.tally.add(
+                NAME,
+                "the driver's buffer is not in RAM or too small for a frame",
+            );
+        } else {
+            increment(&counters.received);
+        }
+        let mut lengths = lengths.into_iter();
+        for &head in heads.iter() {
+            receive.put(memory, head, lengths.next().unwrap_or(0))?;
+        }
+        receive.show(memory)?;
+        Ok(Placed::Done)
+    }
+
+    /// Fetches the next frame that the guest can take; false if there is none.
+    fn read_tap(&mut self) -> bool {
+        // Those that it cannot take are few: what was sent before driver and tap interface have agreed.
+        for _ in 0..TURN {
+            match self.tap.read(&mut self.incoming) {
+                Ok(length) if length >= HEADER + FRAME_MIN => {
+                    if self.agreed.check_incoming(&mut self.incoming[..length]) {
+                        self.incoming_length = length;
+                        return true;
+                    }
+                    increment(&self.counters.received_dropped);
                 }
-                false
+                // The tap interface gives whole frames; anything shorter is the end of a stand-in.
+                Ok(_) => break,
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        log::debug!("{NAME}: reading the tap interface: {error}");
+                    }
+                    break;
+                }
             }
         }
+        false
     }
 
     /// Starts or stops watching the tap interface.
@@ -195,28 +268,39 @@ impl Queues {
 
     /// Gives frames of the guest to the tap interface.
     fn transmit(&mut self) -> Result<(), QueueError> {
-        self.transmit.queue.disable_notification(&self.memory)?;
+        let Self {
+            transmit, memory, ..
+        } = self;
+        transmit.active.queue.disable_notification(memory)?;
         for _ in 0..TURN {
-            let Some(chain) = pop(&mut self.transmit, &self.memory)? else {
-                if self.transmit.queue.enable_notification(&self.memory)? {
+            let Self {
+                transmit, memory, ..
+            } = self;
+            let Some(chain) = transmit.pop(memory)? else {
+                if transmit.active.queue.enable_notification(memory)? {
                     continue;
                 }
-                return signal(&mut self.transmit, &self.memory, &self.interrupt);
+                return transmit.signal(memory, &self.interrupt);
             };
             let head = chain.head_index();
-            match read_chain(chain, &self.memory, &mut self.outgoing) {
+            let length = read_chain(chain, memory, &mut self.outgoing).and_then(|length| {
+                self.agreed.check_outgoing(&mut self.outgoing[..length])?;
+                Ok(length)
+            });
+            match length {
                 Ok(length) => self.write_tap(length),
                 Err(what) => {
                     increment(&self.counters.transmitted_dropped);
                     self.counters.tally.add(NAME, what);
                 }
             }
-            self.transmit.queue.add_used(&self.memory, head, 0)?;
+            self.transmit.put(&self.memory, head, 0)?;
+            self.transmit.show(&self.memory)?;
         }
         // There may be more: come back here after the others had a turn. The counter is full
         // only if a kick is pending anyway.
-        let _ = self.transmit.kick.write(1);
-        signal(&mut self.transmit, &self.memory, &self.interrupt)
+        let _ = self.transmit.active.kick.write(1);
+        self.transmit.signal(&self.memory, &self.interrupt)
     }
 
     fn write_tap(&mut self, length: usize) {
@@ -241,38 +325,82 @@ fn increment(counter: &AtomicU64) {
 
 type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
 
-/// The next chain; an error if the available ring is invalid.
-fn pop<'a>(
-    active: &mut ActiveQueue,
-    memory: &'a GuestMemoryMmap,
-) -> Result<Option<Chain<'a>>, QueueError> {
-    Ok(active.queue.iter(memory)?.next())
-}
-
-fn signal(
-    active: &mut ActiveQueue,
-    memory: &GuestMemoryMmap,
-    interrupt: &DeviceInterrupt,
-) -> Result<(), QueueError> {
-    if active.queue.needs_notification(memory)? {
-        interrupt.queue_used();
+impl Ring {
+    /// The next chain; an error if the available ring is invalid.
+    fn pop<'a>(&mut self, memory: &'a GuestMemoryMmap) -> Result<Option<Chain<'a>>, QueueError> {
+        Ok(self.active.queue.iter(memory)?.next())
     }
-    Ok(())
-}
 
-/// Copies `frame` into the writable part of `chain` and returns its length; `None` if it does not
-/// fit or the chain is malformed.
-fn write_chain(chain: Chain<'_>, memory: &GuestMemoryMmap, frame: &[u8]) -> Option<u32> {
-    let mut writer = chain.writer(memory).ok()?;
-    if writer.available_bytes() < frame.len() {
-        return None;
+    /// Takes buffers for a packet of this length, at most so many; `heads` becomes what was taken.
+    fn gather<'a>(
+        &mut self,
+        memory: &'a GuestMemoryMmap,
+        length: usize,
+        most: u16,
+        heads: &mut Vec<u16>,
+    ) -> Result<Gathered<'a>, QueueError> {
+        heads.clear();
+        let mut writers: Vec<Writer<'a>> = Vec::new();
+        let mut room = 0;
+        while room < length {
+            // If even all buffers that there can be are too small, nothing is to be waited for.
+            if heads.len() == usize::from(most) {
+                return Ok(Gathered::Bad);
+            }
+            let Some(chain) = self.pop(memory)? else {
+                return Ok(Gathered::TooFew);
+            };
+            heads.push(chain.head_index());
+            let Ok(writer) = chain.writer(memory) else {
+                return Ok(Gathered::Bad);
+            };
+            // The header is in one buffer (Virtio 1.2, 5.1.6.3.1).
+            let least = if writers.is_empty() { HEADER } else { 1 };
+            if writer.available_bytes() < least {
+                return Ok(Gathered::Bad);
+            }
+            room += writer.available_bytes();
+            writers.push(writer);
+        }
+        Ok(Gathered::Enough(writers))
     }
-    writer.write_all(frame).ok()?;
-    u32::try_from(frame.len()).ok()
+
+    fn put(&mut self, memory: &GuestMemoryMmap, head: u16, length: u32) -> Result<(), QueueError> {
+        self.used.put(&self.active.queue, memory, head, length)
+    }
+
+    fn show(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
+        self.used.show(&mut self.active.queue, memory)
+    }
+
+    fn signal(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        interrupt: &DeviceInterrupt,
+    ) -> Result<(), QueueError> {
+        if self.used.needs_interrupt(&self.active.queue, memory)? {
+            interrupt.queue_used();
+        }
+        Ok(())
+    }
 }
 
-/// Copies the frame in `chain`, with an empty virtio-net header in front, into `buffer` and
-/// returns the length of both; or says what is wrong with it.
+/// Copies a packet into buffers that have room for it; the number of bytes in each, or `None` if one cannot be written.
+fn scatter(packet: &[u8], writers: Vec<Writer<'_>>) -> Option<Vec<u32>> {
+    let mut rest = packet;
+    writers
+        .into_iter()
+        .map(|mut writer| {
+            let (part, others) = rest.split_at(rest.len().min(writer.available_bytes()));
+            rest = others;
+            writer.write_all(part).ok()?;
+            u32::try_from(part.len()).ok()
+        })
+        .collect()
+}
+
+/// Copies the frame in `chain`, with its virtio-net header in front, into `buffer` and returns the length of both; or
+/// says what is wrong with it.
 fn read_chain(
     chain: Chain<'_>,
     memory: &GuestMemoryMmap,
@@ -294,12 +422,6 @@ fn read_chain(
     if poison::is_noted() {
         return Err("the memory of a frame is broken");
     }
-    // Flags and kind of segmentation: offloads, which were not offered. The other fields mean
-    // nothing without them.
-    if frame[..2] != [0, 0] {
-        return Err("the driver asked for an offload that was not offered");
-    }
-    frame[..HEADER].fill(0);
     Ok(length)
 }
 
@@ -317,7 +439,7 @@ mod tests {
         // nor the driver will say anything more.
         queues.incoming_length = HEADER + FRAME_MIN;
         queues.receive_up_to(0).unwrap();
-        assert_eq!(queues.receive.kick.read().unwrap(), 1);
+        assert_eq!(queues.receive.active.kick.read().unwrap(), 1);
         queues.receive().unwrap();
         assert_eq!(queues.incoming_length, 0);
     }

@@ -20,15 +20,18 @@ pub struct DaemonStatus {
     pub option: String,
     /// Its process, if this program has started it: whoever waits for that tells its end.
     pub pid: Option<u32>,
+    /// What its loss means for the guest.
+    loss: &'static str,
     state: Mutex<DaemonState>,
 }
 
 impl DaemonStatus {
     /// A daemon that serves.
-    pub fn new(option: String, pid: Option<u32>) -> Self {
+    pub fn new(option: String, pid: Option<u32>, loss: &'static str) -> Self {
         Self {
             option,
             pid,
+            loss,
             state: Mutex::new(DaemonState::Serving),
         }
     }
@@ -74,8 +77,8 @@ impl DaemonStatus {
 
     fn report(&self, why: &str) {
         say(format_args!(
-            "the daemon of {} is lost, and all access of the guest to it fails with I/O errors: {why}",
-            self.option
+            "the daemon of {} is lost, and {}: {why}",
+            self.option, self.loss
         ));
     }
 

@@ -112,14 +112,16 @@ impl Link {
         });
     }
 
-    /// Waits for what the daemon is doing, stops its queues and takes RAM from it. If it fails, it is lost.
+    /// Waits for what the daemon is doing, stops its queues and takes RAM from it. If it fails, it is lost. A network card's
+    /// daemon has nothing to finish: it stops between two frames.
     pub(super) fn stop(&mut self, traffic: &mut Traffic, rings: &Rings) {
         if self.status.is_lost() {
             // A part of it that goes on without the rest ends with the connection.
             let _ = self.socket.shutdown(Shutdown::Both);
             return;
         }
-        if let Err(why) = self.finish(traffic.queues()) {
+        let is_answered = traffic.is_answered();
+        if is_answered && let Err(why) = self.finish(traffic.queues()) {
             return self.lose(&why);
         }
         let queues: Vec<_> = traffic
@@ -131,6 +133,13 @@ impl Link {
         self.tell(|daemon| {
             for &index in &queues {
                 daemon.get_vring_base(index)?;
+            }
+            if !is_answered {
+                // passt looks into the queues again when it gets other memory, and the buffers there are gone then.
+                rings.clear();
+                for &index in &queues {
+                    daemon.set_vring_base(index, 0)?;
+                }
             }
             daemon.set_mem_table(&regions).map(drop)
         });
@@ -296,7 +305,7 @@ mod tests {
     use super::*;
 
     fn status() -> Arc<DaemonStatus> {
-        Arc::new(DaemonStatus::new("--disk x".into(), Some(1)))
+        Arc::new(DaemonStatus::new("--disk x".into(), Some(1), ""))
     }
 
     /// What comes of a daemon that does this.

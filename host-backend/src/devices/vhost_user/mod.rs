@@ -1,4 +1,5 @@
-//! A virtio device whose work is done by another process, its *daemon*, which speaks vhost-user: disks and shared folders.
+//! A virtio device whose work is done by another process, its *daemon*, which speaks vhost-user: disks, shared folders and
+//! network cards.
 //!
 //! The daemon gets guest RAM, which is a file in memory of its own, and rings in another one; nothing else of this process. The
 //! driver's rings stay with [`queues`], which passes on what comes from either side. So it is known at any time
@@ -18,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_FS};
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET};
+use virtio_bindings::virtio_net::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::GuestMemoryMmap;
 
@@ -27,6 +29,7 @@ use self::link::Link;
 pub use self::link::LinkError;
 use self::queues::{Queues, Traffic};
 use self::rings::{Chain, Rings};
+use super::net::{self, MacAddress};
 use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 use crate::host_memory::MemoryFileError;
@@ -51,7 +54,17 @@ pub enum Kind {
         /// At most [`TAG_MAX`] bytes.
         tag: String,
     },
+    /// A network card: virtio-net (Virtio 1.2, 5.1), with two queues.
+    Network {
+        /// The guest's address.
+        mac: MacAddress,
+        /// The most that a frame may carry, if the driver is to be told.
+        mtu: Option<u16>,
+    },
 }
+
+/// The queue of a network card with empty buffers, which are used when a frame comes.
+const RECEIVE: usize = 0;
 
 impl Kind {
     /// Names the device in the log, and its thread.
@@ -59,6 +72,7 @@ impl Kind {
         match self {
             Self::Block => "disk",
             Self::FileSystem { .. } => "share",
+            Self::Network { .. } => "network",
         }
     }
 
@@ -66,19 +80,20 @@ impl Kind {
         match self {
             Self::Block => VIRTIO_ID_BLOCK,
             Self::FileSystem { .. } => VIRTIO_ID_FS,
+            Self::Network { .. } => VIRTIO_ID_NET,
         }
     }
 
     fn queues(&self) -> &'static [u16] {
         match self {
             Self::Block => &[QUEUE_SIZE],
-            // For what must not wait, and for everything else.
-            Self::FileSystem { .. } => &[QUEUE_SIZE, QUEUE_SIZE],
+            // For what must not wait, and for everything else; or to the guest, and from it.
+            Self::FileSystem { .. } | Self::Network { .. } => &[QUEUE_SIZE, QUEUE_SIZE],
         }
     }
 
     /// The features of the type that are passed on if the daemon has them. A disk's queues are one, and its cache stays as
-    /// it is.
+    /// it is. A network card's are two, and it has no queue for commands.
     fn features(&self) -> u64 {
         let known: &[u32] = match self {
             Self::Block => &[
@@ -93,8 +108,30 @@ impl Kind {
                 VIRTIO_BLK_F_WRITE_ZEROES,
             ],
             Self::FileSystem { .. } => &[],
+            Self::Network { .. } => &[
+                VIRTIO_NET_F_CSUM,
+                VIRTIO_NET_F_GUEST_CSUM,
+                VIRTIO_NET_F_GUEST_TSO4,
+                VIRTIO_NET_F_GUEST_TSO6,
+                VIRTIO_NET_F_GUEST_ECN,
+                VIRTIO_NET_F_GUEST_UFO,
+                VIRTIO_NET_F_HOST_TSO4,
+                VIRTIO_NET_F_HOST_TSO6,
+                VIRTIO_NET_F_HOST_ECN,
+                VIRTIO_NET_F_HOST_UFO,
+                VIRTIO_NET_F_MRG_RXBUF,
+            ],
         };
-        known.iter().fold(0, |all, feature| all | 1 << feature)
+        bits(known)
+    }
+
+    /// The features of the configuration space, where the daemon does not have it. They are nothing to the daemon.
+    fn own_features(&self) -> u64 {
+        match self {
+            Self::Block | Self::FileSystem { .. } => 0,
+            Self::Network { mtu: None, .. } => bits(&[VIRTIO_NET_F_MAC]),
+            Self::Network { .. } => bits(&[VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU]),
+        }
     }
 
     /// The configuration space, where the daemon does not have it.
@@ -108,6 +145,23 @@ impl Kind {
                 config.extend(request_queues.to_le_bytes());
                 Some(config)
             }
+            &Self::Network { mac, mtu } => Some(net::config_space(mac, mtu)),
+        }
+    }
+
+    /// Whether what is in a queue is answered at some time by every daemon. A buffer for a frame may stay forever, and without
+    /// a daemon it must: the driver would replace it at once.
+    fn is_answered(&self, queue: usize) -> bool {
+        !matches!(self, Self::Network { .. }) || queue != RECEIVE
+    }
+
+    /// What it means for the guest that the daemon is lost.
+    pub fn loss(&self) -> &'static str {
+        match self {
+            Self::Block | Self::FileSystem { .. } => {
+                "all access of the guest to it fails with I/O errors"
+            }
+            Self::Network { .. } => "the guest's network card there passes nothing on",
         }
     }
 
@@ -117,8 +171,15 @@ impl Kind {
         match self {
             Self::Block => fail_block(chain, memory),
             Self::FileSystem { .. } => fail_file_system(chain, memory).unwrap_or(0),
+            // A frame is lost.
+            Self::Network { .. } => 0,
         }
     }
+}
+
+/// These features as a bit mask.
+fn bits(features: &[u32]) -> u64 {
+    features.iter().fold(0, |all, feature| all | 1 << feature)
 }
 
 /// The last byte of a disk's request is its status (Virtio 1.2, 5.2.6).
@@ -201,7 +262,7 @@ impl VhostUser {
             | 1 << VIRTIO_RING_F_EVENT_IDX;
         Ok(Self {
             link,
-            features: offer.features & kind.features() | of_rings,
+            features: offer.features & kind.features() | kind.own_features() | of_rings,
             config: own.unwrap_or(offer.config),
             rings: Rings::new(kind.queues())?,
             kind,
@@ -262,7 +323,7 @@ impl VirtioDevice for VhostUser {
             .map(|queue| self.rings.queue(queue))
             .collect::<Result<Vec<_>, _>>()?;
         // A daemon that cannot be started has been reported, and its requests fail.
-        let features = features & !(1 << VIRTIO_RING_F_EVENT_IDX);
+        let features = features & !(1 << VIRTIO_RING_F_EVENT_IDX | self.kind.own_features());
         self.link.start(features, &memory, &self.rings, &queues);
         let traffic = Traffic::new(
             self.kind.clone(),

@@ -60,8 +60,16 @@ impl Traffic {
         &mut self.queues
     }
 
+    /// Whether the daemon answers all that it is asked.
+    pub(super) fn is_answered(&self) -> bool {
+        (0..self.queues.len()).all(|number| self.kind.is_answered(number))
+    }
+
     /// Passes on what the driver asks, until there is no more or the turn is over.
     fn ask(&mut self, number: usize) -> Result<(), QueueError> {
+        if self.status.is_lost() && !self.kind.is_answered(number) {
+            return Ok(());
+        }
         let queue = &mut self.queues[number];
         let mut is_refused = false;
         let mut turn = queue.driver.queue.size();
@@ -84,8 +92,7 @@ impl Traffic {
                     }
                     let head = chain.head_index();
                     let length = self.kind.fail(chain, &self.memory);
-                    let ring = &mut queue.driver.queue;
-                    ring.add_used(&*self.memory, head, length)?;
+                    queue.put(&self.memory, head, length)?;
                     is_refused = true;
                 }
             }
@@ -105,15 +112,13 @@ impl Traffic {
         }
     }
 
-    /// Passes on what the daemon answers.
+    /// Passes on what the daemon answers. What it has answered at once, the driver sees at once: one frame may be in several
+    /// buffers.
     fn answer(&mut self, number: usize) -> Result<(), QueueError> {
         let queue = &mut self.queues[number];
         loop {
             match queue.next_answer() {
-                Ok(Some((head, length))) => {
-                    let ring = &mut queue.driver.queue;
-                    ring.add_used(&*self.memory, head, length)?;
-                }
+                Ok(Some((head, length))) => queue.put(&self.memory, head, length)?,
                 Ok(None) => return self.signal(number),
                 Err(Unasked) => {
                     self.status.broken("it answered what it was not asked");
@@ -127,11 +132,12 @@ impl Traffic {
     fn give_up(&mut self) -> Result<(), QueueError> {
         for number in 0..self.queues.len() {
             let queue = &mut self.queues[number];
-            for chain in queue.give_up() {
-                let head = chain.head_index();
-                let length = self.kind.fail(chain, &self.memory);
-                let ring = &mut queue.driver.queue;
-                ring.add_used(&*self.memory, head, length)?;
+            if self.kind.is_answered(number) {
+                for chain in queue.give_up() {
+                    let head = chain.head_index();
+                    let length = self.kind.fail(chain, &self.memory);
+                    queue.put(&self.memory, head, length)?;
+                }
             }
             self.signal(number)?;
         }
@@ -147,9 +153,11 @@ impl Traffic {
         self.give_up()
     }
 
+    /// Shows the driver what is answered.
     fn signal(&mut self, number: usize) -> Result<(), QueueError> {
-        let ring = &mut self.queues[number].driver.queue;
-        if ring.needs_notification(&*self.memory)? {
+        let RelayedQueue { driver, used, .. } = &mut self.queues[number];
+        used.show(&mut driver.queue, &self.memory)?;
+        if used.needs_interrupt(&driver.queue, &self.memory)? {
             self.interrupt.queue_used();
         }
         Ok(())
@@ -181,7 +189,7 @@ impl Queues {
         })
     }
 
-    fn traffic(&self) -> MutexGuard<'_, Traffic> {
+    pub(super) fn traffic(&self) -> MutexGuard<'_, Traffic> {
         super::lock(&self.traffic)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError, QueueT};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     GuestMemoryRegion,
@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::VhostUserError;
 use crate::devices::ActiveQueue;
+use crate::devices::used::UsedRing;
 use crate::host_memory::{HostPages, memory_file};
 
 /// Where a daemon sees the rings: beyond every guest's memory.
@@ -45,6 +46,8 @@ pub(super) struct Rings {
 /// A queue of the driver and its counterpart of the daemon.
 pub(super) struct RelayedQueue {
     pub(super) driver: ActiveQueue,
+    /// What the driver sees as answered.
+    pub(super) used: UsedRing,
     /// Tells the daemon of requests.
     pub(super) ask: EventFd,
     /// Tells of the daemon's answers.
@@ -95,6 +98,7 @@ impl Rings {
             asked: 0,
             answered: 0,
             waiting: (0..driver.queue.size()).map(|_| None).collect(),
+            used: UsedRing::new(&driver.queue),
             driver,
         })
     }
@@ -191,6 +195,16 @@ impl RelayedQueue {
         let head: u32 = self.rings.read_obj(GuestAddress(at))?;
         let length: u32 = self.rings.read_obj(GuestAddress(at + 4))?;
         Ok(Some((u32::from_le(head), u32::from_le(length))))
+    }
+
+    /// Answers the driver, which sees it later.
+    pub(super) fn put(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        length: u32,
+    ) -> Result<(), QueueError> {
+        self.used.put(&self.driver.queue, memory, head, length)
     }
 
     /// Takes all requests that are not answered, which nobody will answer.

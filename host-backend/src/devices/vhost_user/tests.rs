@@ -13,7 +13,9 @@ use super::rings::RelayedQueue;
 use super::*;
 use crate::devices::worker::Serve;
 use crate::devices::{ActiveQueue, DeviceInterrupt};
+use crate::host_memory::HostPages;
 use crate::vmm::irq::Interrupt;
+use crate::vmm::memory::{Layout, MIN_RAM};
 
 const SIZE: u16 = 16;
 const RAM: usize = 1 << 20;
@@ -65,7 +67,11 @@ fn bench(kind: Kind) -> Bench {
     };
     let queue: RelayedQueue = rings.queue(active).unwrap();
     let line = Line::default();
-    let status = Arc::new(DaemonStatus::new("--disk a.img".into(), Some(1)));
+    let status = Arc::new(DaemonStatus::new(
+        "--disk a.img".into(),
+        Some(1),
+        kind.loss(),
+    ));
     let tally = Arc::<Tally>::default();
     let traffic = Traffic::new(
         kind,
@@ -246,6 +252,152 @@ fn a_chain_without_an_end_or_asked_twice_is_refused() {
     assert_eq!(bench.used(), [(5, 0), (0, 0)]);
     assert_eq!(bench.tally.counts()[0].1, 2);
     assert!(!bench.status.is_lost());
+}
+
+const NETWORK: Kind = Kind::Network {
+    mac: [2, 0, 0, 0, 0, 1],
+    mtu: Some(9000),
+};
+
+#[test]
+fn a_frame_in_several_buffers_appears_at_once() {
+    let mut bench = bench(NETWORK);
+    for head in [0, 2, 4] {
+        bench.request(head, head + 1);
+    }
+    bench.queues.start().unwrap();
+    bench.answer(0, 0, 1514);
+    bench.answer(1, 2, 100);
+    let mut traffic = bench.queues.traffic();
+    let queue = &mut traffic.queues()[0];
+    while let Some((head, length)) = queue.next_answer().unwrap() {
+        queue.put(&bench.ram, head, length).unwrap();
+        assert_eq!(
+            bench.used(),
+            [],
+            "a driver that looks now sees all or nothing"
+        );
+    }
+    drop(traffic);
+    bench.queues.ready(DAEMON).unwrap();
+    assert_eq!(bench.used(), [(0, 1514), (2, 100)]);
+}
+
+#[test]
+fn without_its_daemon_a_network_card_is_silent() {
+    let mut bench = bench(NETWORK);
+    bench.request(0, 1);
+    bench.queues.start().unwrap();
+    bench.queues.ready(CONNECTION).unwrap();
+    assert!(bench.status.is_lost());
+    // A buffer that came back would be replaced at once, and that one too.
+    assert_eq!(bench.used(), []);
+    bench.request(2, 3);
+    bench.queues.ready(DRIVER).unwrap();
+    assert_eq!((bench.used(), bench.asked().len()), (vec![], 1));
+    // What the guest sends is lost.
+    assert!(NETWORK.is_answered(1));
+}
+
+/// Serves a connection as a daemon does that offers these features, and can acknowledge; returns the numbers of the requests.
+fn serve(mut socket: UnixStream, offered: u64) -> Vec<u32> {
+    const GET_FEATURES: u32 = 1;
+    const SET_FEATURES: u32 = 2;
+    const GET_VRING_BASE: u32 = 11;
+    const GET_PROTOCOL_FEATURES: u32 = 15;
+    const ACKNOWLEDGES: u64 = 1 << 3;
+    const IS_REPLY: u32 = 1 << 2;
+    const NEEDS_REPLY: u32 = 1 << 3;
+    let mut requests = Vec::new();
+    loop {
+        let mut head = [0; 12];
+        // What comes with descriptors is read without them.
+        if socket.read_exact(&mut head).is_err() {
+            return requests;
+        }
+        let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+        let [request, flags, length] = [0, 4, 8].map(word);
+        let mut body = vec![0; length as usize];
+        socket.read_exact(&mut body).unwrap();
+        requests.push(request);
+        let answer = match request {
+            GET_FEATURES => Some(offered.to_le_bytes().to_vec()),
+            GET_PROTOCOL_FEATURES => Some(ACKNOWLEDGES.to_le_bytes().to_vec()),
+            GET_VRING_BASE => Some(body),
+            SET_FEATURES => {
+                let features = u64::from_le_bytes(body.try_into().unwrap());
+                // Those of the configuration space are not the daemon's.
+                assert_eq!(features & !offered, 0, "{features:#x}");
+                Some(vec![0; 8]).filter(|_| flags & NEEDS_REPLY != 0)
+            }
+            _ => Some(vec![0; 8]).filter(|_| flags & NEEDS_REPLY != 0),
+        };
+        if let Some(answer) = answer {
+            let head = [request, 1 | IS_REPLY, answer.len() as u32];
+            let head = head.map(u32::to_le_bytes).concat();
+            socket.write_all(&[head, answer].concat()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_network_card_passes_on_what_its_daemon_can_and_stops_with_empty_buffers() {
+    const PROTOCOL_FEATURES: u64 = 1 << 30;
+    const GET_VRING_BASE: u32 = 11;
+    const GET_CONFIG: u32 = 24;
+    let offered = PROTOCOL_FEATURES | bits(&[VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF])
+        // What nobody here knows.
+        | 1 << 26 | bits(&[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ]);
+    let (socket, other) = UnixStream::pair().unwrap();
+    let daemon = std::thread::spawn(move || serve(other, offered));
+    let status = DaemonStatus::new("--vhost-user net".into(), None, NETWORK.loss());
+    let status = Arc::new(status);
+    let mut device = VhostUser::new(NETWORK, socket, status.clone()).unwrap();
+    let expected = [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_NET_F_MAC,
+        VIRTIO_NET_F_MTU,
+        VIRTIO_NET_F_MRG_RXBUF,
+    ];
+    assert_eq!(device.features(), bits(&expected));
+    let mut config = [0; 12];
+    device.read_config(0, &mut config);
+    assert_eq!(config, [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x28, 0x23]);
+
+    let ram = Layout::new(MIN_RAM).unwrap();
+    let ram = ram.allocate(HostPages::Standard).unwrap();
+    // A buffer for a frame that never comes.
+    let descriptor = Descriptor::new(ANSWERED, 2048, VRING_DESC_F_WRITE as u16, 0);
+    let descriptor = RawDescriptor::from(descriptor);
+    ram.write_obj(descriptor, GuestAddress(TABLE)).unwrap();
+    for boot in 1..3 {
+        ram.write_obj(1u16, GuestAddress(AVAILABLE + 2)).unwrap();
+        let queues = (0..2).map(|index| {
+            // The other queue is empty.
+            let place = |part| Some((part + 0x1_0000 * u64::from(index)) as u32);
+            let mut queue = Queue::new(SIZE).unwrap();
+            queue.set_desc_table_address(place(TABLE), None);
+            queue.set_avail_ring_address(place(AVAILABLE), None);
+            queue.set_used_ring_address(place(USED), None);
+            queue.set_ready(true);
+            let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+            ActiveQueue { index, queue, kick }
+        });
+        let activation = Activation {
+            memory: ram.clone(),
+            queues: queues.collect(),
+            interrupt: DeviceInterrupt::new(Line::default()),
+            features: device.features(),
+        };
+        device.activate(activation).unwrap();
+        device.reset();
+        assert!(!status.is_lost(), "{boot}");
+    }
+    drop(device);
+    let requests = daemon.join().unwrap();
+    let count = |request| requests.iter().filter(|&&other| other == request).count();
+    assert_eq!((count(GET_CONFIG), count(GET_VRING_BASE)), (0, 4));
 }
 
 #[test]

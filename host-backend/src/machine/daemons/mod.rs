@@ -161,7 +161,7 @@ impl Daemons {
             DaemonError::Connect { path, source }
         })?;
         let text = format!("--vhost-user {}", option.text);
-        let status = Arc::new(DaemonStatus::new(text, None));
+        let status = Arc::new(DaemonStatus::new(text, None, option.kind.loss()));
         let device = VhostUser::new(option.kind.clone(), socket, status.clone());
         let device = device.map_err(|source| {
             let path = path();
@@ -189,7 +189,7 @@ impl Daemons {
         // The daemon alone has it: if it ends, the connection does.
         drop(listener);
         let option = format!("{} {text}", program.option);
-        let status = Arc::new(DaemonStatus::new(option.clone(), Some(pid)));
+        let status = Arc::new(DaemonStatus::new(option.clone(), Some(pid), kind.loss()));
         match VhostUser::new(kind, socket, status.clone()) {
             Ok(device) => {
                 daemon.supervise(status.clone());

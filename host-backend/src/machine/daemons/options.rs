@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::devices::net::{MTU_MIN, mac_for};
 use crate::devices::vhost_user::{Kind, TAG_MAX};
 
 /// Why such an option is invalid.
@@ -26,8 +27,13 @@ pub enum DaemonOptionError {
     #[error("the tag `{0}` is not possible: give 1 to {TAG_MAX} bytes without white space")]
     Tag(String),
     /// Not a device of another daemon.
-    #[error("`{0}` is not a device: give blk,socket=PATH or fs,socket=PATH,tag=TAG")]
+    #[error(
+        "`{0}` is not a device: give blk,socket=PATH or fs,socket=PATH,tag=TAG or net,socket=PATH[,mtu=BYTES]"
+    )]
     VhostUser(String),
+    /// An MTU that a network card cannot have.
+    #[error("the MTU `{0}` is not possible: give 68 to 65535 bytes")]
+    Mtu(String),
 }
 
 /// A disk: `FILE[,format=raw|qcow2][,readonly]`.
@@ -97,7 +103,7 @@ impl FromStr for ShareOption {
     }
 }
 
-/// A device of a daemon that the operator runs: `blk,socket=PATH` or `fs,socket=PATH,tag=TAG`.
+/// A device of a daemon that the operator runs: `blk,socket=PATH`, `fs,socket=PATH,tag=TAG` or `net,socket=PATH[,mtu=BYTES]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VhostUserOption {
     /// As it was written.
@@ -113,30 +119,41 @@ impl FromStr for VhostUserOption {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || DaemonOptionError::VhostUser(text.to_owned());
-        let (mut socket, mut tag) = (None, None);
+        let (mut socket, mut tag, mut mtu) = (None, None, None);
         let mut words = text.split(',');
         let name = words.next().unwrap_or_default();
         for word in words {
             let slot = match word.split_once('=') {
                 Some(("socket", path)) if !path.is_empty() => (&mut socket, path),
                 Some(("tag", name)) => (&mut tag, name),
+                Some(("mtu", bytes)) => (&mut mtu, bytes),
                 _ => return Err(wrong()),
             };
             *slot.0 = Some(slot.1);
         }
-        let kind = match (name, tag) {
-            ("blk", None) => Kind::Block,
-            ("fs", Some(tag)) => Kind::FileSystem {
+        let socket = socket.ok_or_else(wrong)?;
+        let kind = match (name, tag, mtu) {
+            ("blk", None, None) => Kind::Block,
+            ("fs", Some(tag), None) => Kind::FileSystem {
                 tag: checked_tag(tag)?,
+            },
+            ("net", None, mtu) => Kind::Network {
+                mac: mac_for(socket),
+                mtu: mtu.map(checked_mtu).transpose()?,
             },
             _ => return Err(wrong()),
         };
         Ok(Self {
             text: text.to_owned(),
             kind,
-            socket: socket.ok_or_else(wrong)?.into(),
+            socket: socket.into(),
         })
     }
+}
+
+fn checked_mtu(text: &str) -> Result<u16, DaemonOptionError> {
+    let mtu = text.parse().ok().filter(|&mtu| mtu >= MTU_MIN);
+    mtu.ok_or_else(|| DaemonOptionError::Mtu(text.to_owned()))
 }
 
 fn checked_tag(tag: &str) -> Result<String, DaemonOptionError> {
@@ -208,18 +225,31 @@ mod tests {
         assert_eq!(device("blk,socket=/s"), (Kind::Block, "/s".into()));
         let fs = Kind::FileSystem { tag: "t".into() };
         assert_eq!(device("fs,tag=t,socket=s"), (fs, "s".into()));
+        let mac = mac_for("/s");
+        let net = |mtu| (Kind::Network { mac, mtu }, "/s".into());
+        assert_eq!(device("net,socket=/s"), net(None));
+        assert_eq!(device("net,socket=/s,mtu=65520"), net(Some(65_520)));
         for text in [
             "",
             "blk",
             "blk,socket=",
             "blk,socket=/s,tag=t",
             "fs,socket=/s",
-            "net,socket=/s",
+            "blk,socket=/s,mtu=1500",
+            "fs,socket=/s,tag=t,mtu=1500",
+            "net",
+            "net,socket=/s,tag=t",
+            "net,socket=/s,mac=1",
             "blk,/s",
             "blk,path=/s",
         ] {
             let error = text.parse::<VhostUserOption>().unwrap_err();
             assert_eq!(error, DaemonOptionError::VhostUser(text.into()));
+        }
+        for mtu in ["", "67", "65536", "x"] {
+            let text = format!("net,socket=s,mtu={mtu}");
+            let error = text.parse::<VhostUserOption>().unwrap_err();
+            assert_eq!(error, DaemonOptionError::Mtu(mtu.into()));
         }
         let error = "fs,socket=s,tag=".parse::<VhostUserOption>().unwrap_err();
         assert_eq!(error, DaemonOptionError::Tag(String::new()));

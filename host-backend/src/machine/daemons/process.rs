@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn an_end_is_told_once_it_is_supervised() {
         let (daemon, pid, stream) = shell("echo out of order >&2; exit 3");
-        let status = Arc::new(DaemonStatus::new("--disk x".into(), Some(pid)));
+        let status = Arc::new(DaemonStatus::new("--disk x".into(), Some(pid), ""));
         daemon.supervise(status.clone());
         // The end of the process closes the socket.
         drop(stream);
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn a_dropped_daemon_has_ended_and_is_not_lost() {
         let (daemon, pid, _stream) = shell("exec sleep 600");
-        let status = Arc::new(DaemonStatus::new("--disk x".into(), Some(pid)));
+        let status = Arc::new(DaemonStatus::new("--disk x".into(), Some(pid), ""));
         daemon.supervise(status.clone());
         drop(daemon);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
