@@ -98,6 +98,17 @@ impl Report {
         files.iter().map(|file| file.file.clone()).collect()
     }
 
+    /// Errors that the injector has made, and a seed after all of those that it has made them with.
+    pub(crate) fn injected(&self) -> (u64, Option<u64>) {
+        let made = self.errors.iter().filter_map(|errors| {
+            let seed = errors.class.strip_prefix(&injector_with(""))?;
+            Some((seed.parse::<u64>().ok()?, errors.injected))
+        });
+        made.fold((0, None), |(sum, next), (seed, injected)| {
+            (sum + injected, next.max(seed.checked_add(1)))
+        })
+    }
+
     /// Adds what was found.
     pub(crate) fn add(&mut self, finding: Finding) {
         match finding {
@@ -126,7 +137,11 @@ impl Report {
                 }
             }
             Finding::Load(load) => self.load.push(load),
-            Finding::Errors(errors) => self.errors.push(errors),
+            Finding::Errors(errors) => {
+                // It may have come in part.
+                self.errors.retain(|earlier| earlier.class != errors.class);
+                self.errors.push(errors);
+            }
         }
         self.errors_injected = self.errors.iter().map(|errors| errors.injected).sum();
         self.others_harmed = self.errors.iter().map(|errors| errors.others_harmed).sum();
@@ -178,9 +193,10 @@ impl Report {
         }
         for errors in &self.errors {
             line(format!(
-                "{}: {} injected, {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
+                "{}{}: {} injected, {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
                  {} ordinary commands",
                 errors.class,
+                if errors.ended { "" } else { " (interrupted)" },
                 errors.injected,
                 errors.request_lost,
                 errors.no_effect,
@@ -217,6 +233,10 @@ const INJECTOR: &str = "injector";
 
 /// The class of what the injector has made with a seed.
 pub(crate) fn injector(seed: u64) -> String {
+    injector_with(&seed.to_string())
+}
+
+fn injector_with(seed: &str) -> String {
     format!("{INJECTOR}, seed {seed}")
 }
 
@@ -233,6 +253,7 @@ mod tests {
             failed,
             skipped: None,
             failures: Vec::new(),
+            seconds: 0.0,
         }
     }
 
@@ -266,6 +287,27 @@ mod tests {
         assert_eq!(report.files_done(Mode::Plain), ["a.t"]);
         report.begin(&suite("", Vec::new()));
         assert!(report.files_done(Mode::Plain).is_empty());
+    }
+
+    #[test]
+    fn errors_that_were_found_in_part_are_replaced_and_counted_once() {
+        let mut report = Report::default();
+        assert_eq!(report.injected(), (0, None));
+        for (seed, injected, ended) in [(3, 50, false), (3, 100, true), (7, 30, false)] {
+            report.add(Finding::Errors(Errors {
+                class: injector(seed),
+                injected,
+                ended,
+                ..Errors::default()
+            }));
+        }
+        report.add(Finding::Errors(Errors {
+            class: "a bug".to_owned(),
+            injected: 5,
+            ..Errors::default()
+        }));
+        assert_eq!(report.injected(), (130, Some(8)));
+        assert_eq!((report.errors.len(), report.errors_injected), (3, 135));
     }
 
     #[test]
