@@ -108,9 +108,15 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Whether the clock counts instructions: for measurements, and for tests that wait for times.
+    /// Whether the clock counts instructions: for measurements, for tests that wait for times, and for errors in servers with
+    /// one thread. Then waiting takes no time, errors of a seed are the same on every machine, and one that is busy with
+    /// other things does not spend its time on the ticks of emulated clocks.
     pub(crate) fn is_timed(&self) -> bool {
-        matches!(self, Self::Throughput { .. } | Self::Suite { .. })
+        match self {
+            Self::Throughput { .. } | Self::Suite { .. } => true,
+            Self::Errors { vcpus, .. } => *vcpus == 1,
+            Self::Load | Self::Bugs { .. } => false,
+        }
     }
 
     /// Whether its findings are complete in themselves. It takes long and may be interrupted: the report has each file of a suite

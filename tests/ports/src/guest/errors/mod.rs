@@ -27,8 +27,8 @@ use crate::report::injector;
 pub(super) const INJECTOR_LIBRARY: &str = "libinject.so";
 /// Commands without an error for each one with an error, at least.
 const ORDINARY: u64 = 3;
-/// Errors between two reports of what was found so far.
-const PROGRESS: u64 = 50;
+/// Errors between two reports of what was found so far: each takes the emulated console some seconds.
+const PROGRESS: u64 = 250;
 /// Complaints that are kept.
 const COMPLAINTS: usize = 24;
 
