@@ -10,7 +10,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
-	lint unit e2e shortcampaign fuzz propagation fetch trixie deb deb-test debug-kernel clean
+	lint unit e2e newest shortcampaign fuzz propagation fetch trixie deb deb-test debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
 PRODUCT = -p vmsrs-host -p vmsrs
@@ -25,7 +25,7 @@ CAMPAIGN = $(CARGO) run --quiet --release -p vmsrs-campaign -- --seed $(SEED) --
 # cargo uses all CPUs by itself.
 .NOTPARALLEL:
 
-# The kernel that test guests run: 6.1 (the default), 6.12 or debug (KASAN, lockdep, ...; built on first use).
+# The kernel that test guests run: 6.1 (the default), 6.12, 7 (the newest) or debug (KASAN, lockdep, ...; built on first use).
 ifdef KERNEL
 export VMSRS_KERNEL = $(KERNEL)
 endif
@@ -51,7 +51,7 @@ port-mosquitto: fetch build-ports ## Port Debian's mosquitto: load, costs and er
 port-redis: fetch build-ports ## Port Debian's redis: its own tests, load, costs and errors in a guest (PARTS=suite,load,...)
 	$(CARGO) run --quiet --release -p vmsrs-ports -- redis $(if $(PARTS),--parts $(PARTS))
 
-test: fetch lint kmod unit costs e2e shortcampaign ## Run all checks and tests
+test: fetch lint kmod unit costs e2e newest shortcampaign ## Run all checks and tests
 
 build: ## Build the whole workspace: the vmsrs command, the library, the servers and the test programs
 	$(CARGO) build --release --workspace
@@ -71,7 +71,7 @@ build-bench:
 headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
-kmod: fetch ## Build the driver for Linux 6.1 and 6.12 (KERNEL=: for one of them, or debug): no warnings, sparse clean
+kmod: fetch ## Build the driver for Linux 6.1, 6.12 and 7 (KERNEL=: for one of them, or debug): no warnings, sparse clean
 	$(BED) kmod $(addprefix --kernel ,$(KERNEL))
 
 lint: ## Check format, clippy, header drift, and licences where cargo-deny is installed
@@ -92,6 +92,10 @@ unit: fetch ## Run unit and property tests, and those of the test-bed
 # On the nested host all code is emulated, which only an optimised build is fast enough for.
 e2e: fetch ## Run the end-to-end tests in a real guest (KERNEL=debug: with KASAN and lockdep)
 	$(CARGO) test --release -p vmsrs-e2e
+
+# All of them take ten minutes on each kernel.
+newest: fetch ## Run the end-to-end tests of drafts in a guest with the newest kernel
+	VMSRS_KERNEL=7 $(CARGO) test --release -p vmsrs-e2e --test behaviours -- draft
 
 shortcampaign: fetch build-campaign ## Run a campaign of 300 errors, none of which ends the server
 	$(CAMPAIGN) --errors 300 --no-restarts

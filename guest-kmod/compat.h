@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What differs between the kernels that the driver is built for (6.1 and 6.12).
+ * What differs between the kernels that the driver is built for (6.1, 6.12 and 7.3).
  */
 #ifndef VMSRS_COMPAT_H
 #define VMSRS_COMPAT_H
@@ -27,7 +27,16 @@ static inline void release_fault_lock(struct vm_fault *vmf)
 }
 #endif
 
-/* A virtqueue as both kernels want to be told about it. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 1, 0)
+/* Its name since 7.1. */
+static inline void zap_special_vma_range(struct vm_area_struct *vma,
+					 unsigned long address, unsigned long size)
+{
+	zap_vma_ptes(vma, address, size);
+}
+#endif
+
+/* A virtqueue as all kernels want to be told about it. */
 struct vmsrs_queue {
 	const char *name;
 	vq_callback_t *callback;

@@ -10,6 +10,7 @@
 #include <linux/pseudo_fs.h>
 #include <linux/sched/mm.h>
 
+#include "compat.h"
 #include "vmsrs.h"
 
 #define VMSRS_FS_MAGIC 0x56535253
@@ -101,7 +102,7 @@ void vmsrs_zap_all(struct vmsrs_device *dev)
 void vmsrs_zap_own(struct vmsrs_app *app, struct vm_area_struct *vma, unsigned long address)
 {
 	atomic64_inc(&app->dev->zaps);
-	zap_vma_ptes(vma, address, PAGE_SIZE);
+	zap_special_vma_range(vma, address, PAGE_SIZE);
 }
 
 /**
@@ -339,8 +340,8 @@ static void zap_only(struct vmsrs_run *run)
 	if (clear || run->note)
 		prepare_run(run, clear);
 	atomic64_inc(&run->app->dev->zaps);
-	zap_vma_ptes(run->vma, page_address_of(run->app, run->page),
-		     (unsigned long)run->count << PAGE_SHIFT);
+	zap_special_vma_range(run->vma, page_address_of(run->app, run->page),
+			      (unsigned long)run->count << PAGE_SHIFT);
 }
 
 /**

@@ -2,7 +2,7 @@
 
 use super::text::{self, duration, facts, write_json, write_text};
 use super::{Exit, Failure, Target};
-use crate::control::{Count, DaemonFacts};
+use crate::control::{Count, DaemonFacts, EngineStatus};
 use crate::control::{Request, Response, VmStatus};
 use crate::size::Size;
 
@@ -109,7 +109,7 @@ fn describe(status: &VmStatus) -> String {
     for daemon in &status.daemons {
         rows.push(("daemon", served(daemon)));
     }
-    push_counts(&mut rows, "incidents", &recovery.incidents);
+    push_incidents(&mut rows, recovery);
     push_counts(&mut rows, "refused", &recovery.refusals);
     push_counts(&mut rows, "device errors", &status.device_errors);
     facts(&rows)
@@ -138,6 +138,14 @@ fn served(daemon: &DaemonFacts) -> String {
     }
 }
 
+fn push_incidents(rows: &mut Vec<(&str, String)>, recovery: &EngineStatus) {
+    rows.push(("incidents", recovery.all_incidents().to_string()));
+    for kind in &recovery.incidents {
+        let (what, outcome) = (text::printable(&kind.what), kind.outcome.name());
+        rows.push(("", format!("{:>8}  {what}, {outcome}", kind.count)));
+    }
+}
+
 fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Count]) {
     let total: u64 = counts.iter().map(|count| count.count).sum();
     rows.push((name, total.to_string()));
@@ -149,8 +157,7 @@ fn push_counts(rows: &mut Vec<(&str, String)>, name: &'static str, counts: &[Cou
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::EngineStatus;
-    use crate::control::Restart;
+    use crate::control::{IncidentCount, IncidentOutcome, Restart};
 
     #[test]
     fn the_text_names_every_part() {
@@ -164,8 +171,9 @@ mod tests {
             recovery: EngineStatus {
                 pool_frames: 8192,
                 vault_frames: 65_536,
-                incidents: vec![Count {
+                incidents: vec![IncidentCount {
                     what: "double-free".into(),
+                    outcome: IncidentOutcome::Recovered,
                     count: 3,
                 }],
                 ..EngineStatus::default()

@@ -34,13 +34,36 @@ impl Selection {
         }
     }
 
-    fn named(&self) -> Result<Vec<Vm>, Failure> {
+    /// The same; those that were named and are not reachable have no state.
+    pub(super) fn look(&self) -> Result<Vec<Vm>, Failure> {
+        if self.name.is_empty() && self.socket.is_empty() {
+            return all_running();
+        }
+        let vms = self.paths()?.into_iter().map(|path| {
+            let status = status(&path).ok();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let name = status.as_ref().map(|status| status.name.clone());
+            Vm {
+                name: name.unwrap_or_else(|| stem.into_owned()),
+                path,
+                status,
+            }
+        });
+        Ok(vms.collect())
+    }
+
+    /// The sockets of those that are named.
+    fn paths(&self) -> Result<Vec<PathBuf>, Failure> {
         let named = self.name.iter().map(|name| default_path(name));
         let mut paths = named
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| Failure::new(Exit::Usage, error))?;
         paths.extend_from_slice(&self.socket);
-        let vms = paths.into_iter().map(|path| {
+        Ok(paths)
+    }
+
+    fn named(&self) -> Result<Vec<Vm>, Failure> {
+        let vms = self.paths()?.into_iter().map(|path| {
             let status = status(&path)?;
             Ok(Vm {
                 name: status.name.clone(),

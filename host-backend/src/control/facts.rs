@@ -2,25 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::ScrubCounts;
+use crate::engine::{RecoveryTimes, ScrubCounts};
 
-/// How an incident ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum IncidentOutcome {
-    /// The request failed, its writes were dropped, its process goes on.
-    Recovered,
-    /// The request ended with its thread, its process or the whole guest, its writes were dropped.
-    Discarded,
-    /// The write did not happen.
-    Stopped,
-    /// The page has its right content again, from the mirror.
-    Repaired,
-    /// The access did not happen, and the frame gets new memory.
-    Replaced,
-    /// The content of the page is lost.
-    Lost,
-}
+pub use crate::engine::IncidentOutcome;
 
 /// What the pages of a failed request go back to, as the host checked it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +16,17 @@ pub enum Restored {
     Committed,
     /// The driver named versions that the host does not know, or no longer has.
     Unknown,
+}
+
+/// A number of incidents of one kind that ended in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncidentCount {
+    /// Name of the kind.
+    pub what: String,
+    /// How they ended.
+    pub outcome: IncidentOutcome,
+    /// How many.
+    pub count: u64,
 }
 
 /// A number of events of one sort.
@@ -86,8 +81,10 @@ pub struct EngineStatus {
     pub resets: u64,
     /// Bytes that the host keeps about frames, pages and domains.
     pub metadata_bytes: u64,
-    /// Incidents by kind since the VM was started.
-    pub incidents: Vec<Count>,
+    /// Incidents by kind and outcome since the VM was started.
+    pub incidents: Vec<IncidentCount>,
+    /// How long the recovery of failed requests took since then.
+    pub recovery_times: RecoveryTimes,
     /// What the guest's driver was refused, by reason.
     pub refusals: Vec<Count>,
 }

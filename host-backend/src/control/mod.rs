@@ -18,8 +18,8 @@ pub use self::client::{Client, ClientError};
 pub use self::domains::{DomainFacts, DomainList, DomainPosition};
 pub use self::facts::{
     AddressFacts, BlockFacts, BlockState, ChangeFacts, CorruptionFacts, Count, DraftFacts,
-    EngineStatus, GuestDownFacts, IncidentDetail, IncidentFacts, IncidentOutcome, IncidentSummary,
-    LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
+    EngineStatus, GuestDownFacts, IncidentCount, IncidentDetail, IncidentFacts, IncidentOutcome,
+    IncidentSummary, LeftOpenFacts, Place, ProgramFacts, RequestFacts, Restored, SealedWriteFacts,
 };
 pub use self::process::VmProcess;
 pub use self::server::{Reservation, Server, ServerError};

@@ -3,20 +3,16 @@
 use std::time::Duration;
 
 use vmsrs_protocol::heap::State as HeapState;
-use vmsrs_protocol::incident::{
-    KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH, REG_RIP, REPORT_ADDRESS, REPORT_LEFT,
-    REPORT_LEFT_ESTIMATE,
-};
+use vmsrs_protocol::incident::{REG_RIP, REPORT_ADDRESS, REPORT_LEFT, REPORT_LEFT_ESTIMATE};
 use vmsrs_protocol::{APP_BASE, APP_PAGES, EXTENT_UNIT_PAGES, MAX_APPS, PAGE_SIZE};
 
 use super::facts::*;
 use crate::engine::changes::{Block, Change};
-use crate::engine::corruption::{Corruption, Remedy};
+use crate::engine::corruption::Corruption;
 use crate::engine::evidence::Program;
-use crate::engine::guest_down;
 use crate::engine::incidents::{Dropped, FailedRequest, Incident, Record, SealedWrites, Verdict};
 use crate::engine::store::{PageOwner, Store};
-use crate::engine::{Engine, FrameState, PageOf, kind_name};
+use crate::engine::{Engine, FrameState, PageOf};
 use crate::engine_handle::EngineHandle;
 
 /// The engine's state, with what the driver was refused.
@@ -61,8 +57,14 @@ pub(crate) fn engine_status(engine: &Engine) -> EngineStatus {
         incidents: engine
             .incidents()
             .counts()
-            .map(|(kind, count)| count_of(kind, count))
+            .iter()
+            .map(|(kind, outcome, count)| IncidentCount {
+                what: kind.to_owned(),
+                outcome,
+                count,
+            })
             .collect(),
+        recovery_times: engine.incidents().recovery_times().clone(),
         refusals: Vec::new(),
     }
 }
@@ -113,50 +115,38 @@ pub(crate) fn incident(engine: &Engine, number: u64) -> Option<IncidentDetail> {
 }
 
 fn summary(store: &Store, incident: &Incident) -> IncidentSummary {
-    let owned = |kind: &str, outcome, owner: Option<PageOwner>| IncidentSummary {
+    let record = &incident.record;
+    let owned = |owner: Option<PageOwner>| IncidentSummary {
         number: incident.number,
         at_ms: milliseconds(incident.at),
-        kind: kind.to_owned(),
-        outcome,
+        kind: record.kind().to_owned(),
+        outcome: record.outcome(),
         app: owner.and_then(|owner| app_name(store, owner.app)),
         domain: owner.and_then(|owner| domain_key(store, owner.app, owner.domain)),
         address: None,
     };
-    match &incident.record {
+    match record {
         Record::Request(request) => {
             let report = &request.report;
-            let outcome = match report.kind {
-                KIND_THREAD_DEATH | KIND_PROCESS_DEATH => IncidentOutcome::Discarded,
-                _ => IncidentOutcome::Recovered,
-            };
             IncidentSummary {
                 app: app_name(store, report.app),
                 domain: domain_key(store, report.app, report.domain),
                 address: (report.flags & REPORT_ADDRESS != 0).then_some(report.address),
-                ..owned(kind_name(report.kind), outcome, None)
+                ..owned(None)
             }
         }
-        Record::SealedWrite(writes) => {
-            let kind = kind_name(KIND_SEALED_WRITE);
-            IncidentSummary {
-                address: (writes.write.address != 0).then_some(writes.write.address),
-                ..owned(kind, IncidentOutcome::Stopped, writes.owner)
-            }
-        }
-        Record::GuestDown(_) => owned(guest_down::KIND_NAME, IncidentOutcome::Discarded, None),
+        Record::SealedWrite(writes) => IncidentSummary {
+            address: (writes.write.address != 0).then_some(writes.write.address),
+            ..owned(writes.owner)
+        },
+        Record::GuestDown(_) => owned(None),
         Record::Corruption(corruption) => {
-            let outcome = match corruption.remedy {
-                Remedy::Repaired => IncidentOutcome::Repaired,
-                Remedy::Replaced => IncidentOutcome::Replaced,
-                Remedy::Lost => IncidentOutcome::Lost,
-            };
-            let kind = kind_name(corruption.cause.kind());
             let page = corruption
                 .owner
                 .map(|PageOwner { app, page, .. }| PageOf { app, page });
             IncidentSummary {
                 address: page.map(|page| page.address()),
-                ..owned(kind, outcome, corruption.owner)
+                ..owned(corruption.owner)
             }
         }
     }

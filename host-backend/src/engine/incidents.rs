@@ -4,13 +4,15 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use vmsrs_protocol::incident::{
-    DroppedDraft, IncidentReport, KIND_MAX, KIND_SEALED_WRITE, REGISTERS,
+    DroppedDraft, IncidentReport, KIND_PROCESS_DEATH, KIND_SEALED_WRITE, KIND_THREAD_DEATH,
+    REGISTERS,
 };
 
 use super::changes::Change;
-use super::corruption::Corruption;
+use super::corruption::{Corruption, Remedy};
 use super::evidence::Program;
 use super::guest_down::{self, GuestDown};
+use super::incident_counts::{IncidentCounts, IncidentOutcome, RecoveryTimes};
 use super::store::PageOwner;
 
 /// Maximum number of drafts listed in one incident.
@@ -94,6 +96,35 @@ pub(crate) enum Record {
     GuestDown(GuestDown),
     /// A frame whose content is wrong or lost.
     Corruption(Corruption),
+}
+
+impl Record {
+    /// The name of its kind.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Request(request) => kind_name(request.report.kind),
+            Self::SealedWrite(_) => kind_name(KIND_SEALED_WRITE),
+            Self::GuestDown(_) => guest_down::KIND_NAME,
+            Self::Corruption(corruption) => kind_name(corruption.cause.kind()),
+        }
+    }
+
+    /// How it ended.
+    pub(crate) fn outcome(&self) -> IncidentOutcome {
+        match self {
+            Self::Request(request) => match request.report.kind {
+                KIND_THREAD_DEATH | KIND_PROCESS_DEATH => IncidentOutcome::Discarded,
+                _ => IncidentOutcome::Recovered,
+            },
+            Self::SealedWrite(_) => IncidentOutcome::Stopped,
+            Self::GuestDown(_) => IncidentOutcome::Discarded,
+            Self::Corruption(corruption) => match corruption.remedy {
+                Remedy::Repaired => IncidentOutcome::Repaired,
+                Remedy::Replaced => IncidentOutcome::Replaced,
+                Remedy::Lost => IncidentOutcome::Lost,
+            },
+        }
+    }
 }
 
 /// A failed request.
@@ -189,10 +220,10 @@ pub(crate) struct IncidentStore {
     corruptions: VecDeque<Incident>,
     /// Incidents that were kept so far.
     added: u64,
-    /// Incidents since the engine was made, by kind.
-    kinds: [u64; KIND_MAX as usize + 1],
-    /// Ends of the guest's kernel since the engine was made; they have no `KIND_` constant.
-    guest_down_count: u64,
+    /// All since the engine was made.
+    counts: IncidentCounts,
+    /// Those of all failed requests since then.
+    recovery_times: RecoveryTimes,
     /// The host's next number; even.
     next_number: u64,
     /// The driver's first number in this boot; odd.
@@ -216,8 +247,8 @@ impl IncidentStore {
             guest_downs: VecDeque::new(),
             corruptions: VecDeque::new(),
             added: 0,
-            kinds: [0; KIND_MAX as usize + 1],
-            guest_down_count: 0,
+            counts: IncidentCounts::default(),
+            recovery_times: RecoveryTimes::default(),
             next_number: 2,
             base: 1,
             largest: 0,
@@ -250,7 +281,7 @@ impl IncidentStore {
     pub(crate) fn add_request(&mut self, at: Duration, request: FailedRequest) {
         let number = request.report.incident;
         self.largest = self.largest.max(number);
-        self.count(request.report.kind);
+        self.recovery_times.add(request.report.recovery_ns);
         self.details += request.details;
         let incident = self.incident(number, at, Record::Request(Box::new(request)));
         if let Some(oldest) = push(&mut self.requests, self.limit, incident) {
@@ -273,7 +304,6 @@ impl IncidentStore {
         write: SealedWrite,
         owner: Option<PageOwner>,
     ) -> u64 {
-        self.count(KIND_SEALED_WRITE);
         for incident in self.sealed_writes.iter_mut().rev() {
             let Record::SealedWrite(known) = &mut incident.record else {
                 continue;
@@ -286,6 +316,8 @@ impl IncidentStore {
                 && known.owner == owner
             {
                 known.count = known.count.saturating_add(1);
+                self.counts
+                    .add(incident.record.kind(), incident.record.outcome());
                 return incident.number;
             }
         }
@@ -303,7 +335,6 @@ impl IncidentStore {
 
     /// Keeps a corruption and returns its number.
     pub(crate) fn add_corruption(&mut self, at: Duration, corruption: Corruption) -> u64 {
-        self.count(corruption.cause.kind());
         let incident = self.own(at, Record::Corruption(corruption));
         let number = incident.number;
         push(&mut self.corruptions, self.limit, incident);
@@ -312,7 +343,6 @@ impl IncidentStore {
 
     /// Keeps an end of the guest's kernel.
     pub(crate) fn add_guest_down(&mut self, at: Duration, down: GuestDown) {
-        self.guest_down_count = self.guest_down_count.saturating_add(1);
         let incident = self.own(at, Record::GuestDown(down));
         push(&mut self.guest_downs, self.limit, incident);
     }
@@ -360,13 +390,14 @@ impl IncidentStore {
         all.into_iter()
     }
 
-    /// Incidents since the engine was made, by the name of their kind, without zeros.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let kinds = (0u32..).zip(self.kinds);
-        kinds
-            .map(|(kind, count)| (kind_name(kind), count))
-            .chain([(guest_down::KIND_NAME, self.guest_down_count)])
-            .filter(|&(_, count)| count != 0)
+    /// All incidents since the engine was made.
+    pub(crate) fn counts(&self) -> &IncidentCounts {
+        &self.counts
+    }
+
+    /// How long the recovery of failed requests took since then.
+    pub(crate) fn recovery_times(&self) -> &RecoveryTimes {
+        &self.recovery_times
     }
 
     /// An incident that the host itself reports.
@@ -379,6 +410,7 @@ impl IncidentStore {
     fn incident(&mut self, number: u64, at: Duration, record: Record) -> Incident {
         let order = self.added;
         self.added += 1;
+        self.counts.add(record.kind(), record.outcome());
         Incident {
             number,
             at,
@@ -413,11 +445,6 @@ impl IncidentStore {
             }
             self.detailed_from += 1;
         }
-    }
-
-    fn count(&mut self, kind: u32) {
-        let count = &mut self.kinds[kind as usize];
-        *count = count.saturating_add(1);
     }
 }
 
@@ -485,6 +512,8 @@ pub fn kind_name(kind: u32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use vmsrs_protocol::incident::KIND_MAX;
+
     use super::*;
 
     #[test]
@@ -511,10 +540,8 @@ mod tests {
         assert_eq!(writes.count, 1000);
         let other = SealedWrite { frame: 4, ..write };
         assert_eq!(incidents.add_sealed_write(Duration::ZERO, other, None), 4);
-        assert_eq!(
-            incidents.counts().collect::<Vec<_>>(),
-            [("sealed-write", 1001)]
-        );
+        let counts: Vec<_> = incidents.counts().iter().collect();
+        assert_eq!(counts, [("sealed-write", IncidentOutcome::Stopped, 1001)]);
     }
 
     #[test]
@@ -588,7 +615,11 @@ mod tests {
         }
         let kept: Vec<u64> = incidents.iter().map(|incident| incident.number).collect();
         assert_eq!(kept, [2, 6, 8]);
-        let counts: Vec<_> = incidents.counts().collect();
-        assert_eq!(counts, [("sealed-write", 1), ("guest-down", 3)]);
+        let counts: Vec<_> = incidents.counts().iter().collect();
+        let expected = [
+            ("guest-down", IncidentOutcome::Discarded, 3),
+            ("sealed-write", IncidentOutcome::Stopped, 1),
+        ];
+        assert_eq!(counts, expected);
     }
 }

@@ -101,7 +101,12 @@ fn work(engine: &Engine) -> Work {
         domains: store.domains(),
         pages: pages.into(),
         pages_max: pages_max.into(),
-        incidents: engine.incidents().counts().map(|(_, count)| count).sum(),
+        incidents: engine
+            .incidents()
+            .counts()
+            .iter()
+            .map(|(.., count)| count)
+            .sum(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod config;
 mod disks;
+mod metrics;
 mod outputs;
 mod sandbox;
 mod service;
@@ -23,6 +24,7 @@ use tempfile::TempDir;
 use vmsrs_host::control::{Client, Request, Response};
 use vmsrs_host::host_memory::free_huge_pages;
 
+const FAILURE: i32 = 1;
 const USAGE: i32 = 2;
 const MACHINE: i32 = 3;
 const UNREACHABLE: i32 = 4;

@@ -9,9 +9,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::{Place, UNREACHABLE, kernel_of, vmsrs};
+use super::{FAILURE, Place, UNREACHABLE, kernel_of, vmsrs};
 
-const FAILURE: i32 = 1;
 const GUEST_RESET: i32 = 6;
 
 fn full_disk() -> Stdio {

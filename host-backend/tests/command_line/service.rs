@@ -15,12 +15,12 @@ use super::{Place, report, start_vm_from};
 /// Highest exposure that `systemd-analyze security` may find.
 const EXPOSURE_MAX: f32 = 2.0;
 
-/// The services: one that runs a VM, and one that follows its incidents.
-const UNITS: [&str; 2] = ["vmsrs", "vmsrs-incidents"];
+/// The services: one that runs a VM, one that follows its incidents, and one that serves the metrics of all.
+const UNITS: [&str; 3] = ["vmsrs@", "vmsrs-incidents@", "vmsrs-metrics"];
 
 fn unit(name: &str) -> String {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/systemd");
-    fs::read_to_string(format!("{folder}/{name}@.service")).unwrap()
+    fs::read_to_string(format!("{folder}/{name}.service")).unwrap()
 }
 
 /// `systemd-analyze` on a unit as an instance; `None` when this machine does not have the program.
@@ -29,7 +29,8 @@ fn analyze(name: &str, arguments: &[&str]) -> Option<Output> {
     let write = |name: &str| {
         // Paths of programs are checked too.
         let unit = unit(name).replace("/usr/bin/vmsrs", env!("CARGO_BIN_EXE_vmsrs"));
-        place.file(&format!("{name}@web.service"), unit.as_bytes())
+        let name = name.replace('@', "@web");
+        place.file(&format!("{name}.service"), unit.as_bytes())
     };
     let paths = UNITS.map(write);
     let path = UNITS.iter().position(|other| *other == name).unwrap();

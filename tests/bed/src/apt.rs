@@ -51,6 +51,15 @@ impl Archive {
         Ok(archive)
     }
 
+    /// Downloads the current lists of Debian 13's backports and, for what these need, of Debian 13 into `folder`.
+    pub(crate) fn of_trixie(folder: &Path, release: Release) -> Result<Self> {
+        let mirror = Mirrors::of_machine()?.main;
+        let options = options(Some("arch=amd64"));
+        let line = |suite| format!("deb {options} {mirror} {suite} main\n");
+        let list = ["trixie", "trixie-backports"].map(line).concat();
+        Self::update_lists(folder, release, &list)
+    }
+
     /// Downloads the archive's current lists of sources into `folder`: those of Debian 12, on every machine.
     pub(crate) fn of_sources(folder: &Path, release: Release) -> Result<Self> {
         let mirrors = Mirrors::of_machine()?;
@@ -90,6 +99,15 @@ impl Archive {
         command.args(["--simulate", "--no-install-recommends", "--target-release"]);
         command.arg(self.release.qemu_suite());
         let text = command::stdout(command.args(["install", name]))?;
+        Ok(text.lines().filter_map(simulated).collect())
+    }
+
+    /// The packages that a machine with nothing on it would need for `names`, themselves included.
+    pub(crate) fn all_for(&self, names: &[String]) -> Result<Vec<Package>> {
+        let mut command = self.command("apt-get");
+        command.args(["--simulate", "--no-install-recommends"]);
+        command.args(["--option", "Dir::State::status=/dev/null", "install"]);
+        let text = command::stdout(command.args(names))?;
         Ok(text.lines().filter_map(simulated).collect())
     }
 

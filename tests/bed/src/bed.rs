@@ -107,7 +107,7 @@ impl Bed {
     ///
     /// When they do not build without warnings.
     pub fn modules(&self, kernel: &Kernel) -> Result<kmod::Modules> {
-        tools::ensure(&tools::kmod(&kernel.compiler()?), &*self.progress)?;
+        tools::ensure(&kernel.tools()?, &*self.progress)?;
         kmod::build(kernel, &*self.progress)
     }
 

@@ -17,6 +17,7 @@ use crate::kernel::{self, Kernel, Series};
 use crate::program::{LIBRARIES, Program};
 use crate::qemu::Qemu;
 use crate::release::Release;
+use crate::toolchain::{self, Toolchain};
 use crate::tools;
 
 /// Packages that belong together.
@@ -34,6 +35,8 @@ enum Choice {
     Series(String),
     /// The versions in [`Release::qemu_suite`], with everything they depend on that this machine does not have.
     Missing,
+    /// Debian 13's versions, with everything they depend on.
+    Whole,
 }
 
 impl Set {
@@ -47,6 +50,26 @@ impl Set {
             ]
             .into(),
             choice: Choice::Series(format!("{series}.")),
+        }
+    }
+
+    fn toolchain() -> Self {
+        Self {
+            name: "toolchain-trixie".to_owned(),
+            packages: toolchain::PACKAGES
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            choice: Choice::Whole,
+        }
+    }
+
+    /// Whether it comes from Debian 13 and its backports, whatever this machine is.
+    fn is_of_trixie(&self) -> bool {
+        match &self.choice {
+            Choice::Series(series) => series.starts_with(Series::V7.name()),
+            Choice::Missing => false,
+            Choice::Whole => true,
         }
     }
 
@@ -86,7 +109,7 @@ impl Set {
     /// What every machine needs; a kernel's source is fetched on demand.
     fn all(release: Release) -> Vec<Self> {
         let mut sets: Vec<Self> = Series::ALL.into_iter().map(Self::kernel).collect();
-        sets.extend([Self::busybox(), Self::qemu(release)]);
+        sets.extend([Self::toolchain(), Self::busybox(), Self::qemu(release)]);
         sets
     }
 }
@@ -138,9 +161,20 @@ impl Cache {
             return Ok(());
         }
         progress("reading Debian's lists of packages");
-        let archive = Archive::update(&self.folder.join("apt"), self.release)?;
-        sets.iter()
-            .try_for_each(|set| fetch_set(&archive, set, &self.folder, progress))
+        let (of_trixie, others): (Vec<_>, Vec<_>) = sets.iter().partition(|set| set.is_of_trixie());
+        let fetch = |archive: Archive, sets: Vec<&Set>| {
+            let mut sets = sets.into_iter();
+            sets.try_for_each(|set| fetch_set(&archive, set, &self.folder, progress))
+        };
+        if !others.is_empty() {
+            let archive = Archive::update(&self.folder.join("apt"), self.release)?;
+            fetch(archive, others)?;
+        }
+        if !of_trixie.is_empty() {
+            let archive = Archive::of_trixie(&self.folder.join("apt-trixie"), self.release)?;
+            fetch(archive, of_trixie)?;
+        }
+        Ok(())
     }
 
     /// The kernel of a series.
@@ -149,7 +183,14 @@ impl Cache {
     ///
     /// When its folder has been damaged.
     pub fn kernel(&self, series: Series) -> Result<Kernel> {
-        Kernel::unpacked(&self.folder.join(Set::kernel(series).name))
+        let kernel = Kernel::unpacked(&self.folder.join(Set::kernel(series).name))?;
+        Ok(match series {
+            Series::V6_1 | Series::V6_12 => kernel,
+            Series::V7 => {
+                let folder = self.folder.join(Set::toolchain().name);
+                kernel.with_toolchain(Toolchain::unpacked(&folder))
+            }
+        })
     }
 
     /// The debug kernel; fetched as source and built when it is not there or its configuration has changed.
@@ -346,6 +387,9 @@ fn fetch_set(archive: &Archive, set: &Set, cache: &Path, progress: &dyn Fn(&str)
             )?;
         }
     }
+    if matches!(set.choice, Choice::Whole) {
+        Toolchain::complete(&tree)?;
+    }
     if tree.join("usr/src").exists() {
         kernel::relocate_headers(&tree)?;
     }
@@ -363,9 +407,14 @@ fn resolve(archive: &Archive, set: &Set) -> Result<Vec<Package>> {
     let series = match &set.choice {
         Choice::Series(series) => series,
         Choice::Missing => return missing(archive, set),
+        Choice::Whole => return archive.all_for(&set.packages),
     };
-    const KINDS: [&str; 4] = [
+    // Since 7 an image is cut in three.
+    const KINDS: [&str; 7] = [
         "linux-image-",
+        "linux-base-",
+        "linux-binary-",
+        "linux-modules-",
         "linux-headers-",
         "linux-kbuild-",
         "linux-compiler-",

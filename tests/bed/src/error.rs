@@ -142,7 +142,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// `VMSRS_KERNEL` names no kernel.
-    #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12` or `debug`")]
+    #[error("VMSRS_KERNEL is {value:?}; it may be `6.1`, `6.12`, `7` or `debug`")]
     BadFlavour {
         /// The value.
         value: String,

@@ -17,7 +17,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// The environment variable that chooses: `6.1` (the default), `6.12` or `debug`.
+    /// The environment variable that chooses: `6.1` (the default), `6.12`, `7` or `debug`.
     pub const VARIABLE: &str = "VMSRS_KERNEL";
 
     /// The kernel of a guest when [`Flavour::VARIABLE`] is not set.
@@ -67,7 +67,7 @@ impl FromStr for Flavour {
             _ => text
                 .parse()
                 .map(Self::Stock)
-                .map_err(|_| format!("no such kernel: {text}; there are 6.1, 6.12 and debug")),
+                .map_err(|_| format!("no such kernel: {text}; there are 6.1, 6.12, 7 and debug")),
         }
     }
 }
@@ -82,6 +82,7 @@ mod tests {
             Flavour::Debug,
             Flavour::Stock(Series::V6_1),
             Flavour::Stock(Series::V6_12),
+            Flavour::Stock(Series::V7),
         ] {
             assert_eq!(flavour.to_string().parse(), Ok(flavour));
         }

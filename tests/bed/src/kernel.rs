@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use crate::command;
 use crate::error::{Error, IoContext, Result};
 use crate::modules;
+use crate::toolchain::Toolchain;
+use crate::tools::{self, Tool};
 use crate::vmlinux;
 
 /// A kernel series that the driver supports.
@@ -17,17 +19,20 @@ pub enum Series {
     V6_1,
     /// Debian 13's own kernel, also in the backports of Debian 12.
     V6_12,
+    /// The newest in the backports of Debian 13.
+    V7,
 }
 
 impl Series {
     /// All supported series, oldest first.
-    pub const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    pub const ALL: [Self; 3] = [Self::V6_1, Self::V6_12, Self::V7];
 
-    /// The series as in `6.1`.
+    /// What the versions begin with, as in `6.1`.
     pub fn name(self) -> &'static str {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::V7 => "7",
         }
     }
 }
@@ -45,7 +50,7 @@ impl std::str::FromStr for Series {
         Self::ALL
             .into_iter()
             .find(|series| series.name() == text)
-            .ok_or_else(|| format!("no such kernel series: {text}; there are 6.1 and 6.12"))
+            .ok_or_else(|| format!("no such kernel series: {text}; there are 6.1, 6.12 and 7"))
     }
 }
 
@@ -58,6 +63,7 @@ pub struct Kernel {
     folder: PathBuf,
     release: String,
     make_variables: &'static [&'static str],
+    toolchain: Option<Toolchain>,
 }
 
 impl Kernel {
@@ -77,6 +83,7 @@ impl Kernel {
             folder: folder.to_owned(),
             release,
             make_variables: &[],
+            toolchain: None,
         })
     }
 
@@ -86,6 +93,12 @@ impl Kernel {
             make_variables: variables,
             ..self
         }
+    }
+
+    /// The same kernel, whose modules are built with these tools.
+    pub(crate) fn with_toolchain(self, toolchain: Toolchain) -> Self {
+        let toolchain = Some(toolchain);
+        Self { toolchain, ..self }
     }
 
     /// The release, as in `uname -r`.
@@ -107,17 +120,30 @@ impl Kernel {
             .join(format!("linux-headers-{}", self.release))
     }
 
-    /// Variables that `make` needs in [`Kernel::headers`], as in `CC=gcc-12`.
-    pub fn make_variables(&self) -> &'static [&'static str] {
-        self.make_variables
+    /// `make` in [`Kernel::headers`].
+    pub(crate) fn make(&self) -> Command {
+        let mut make = match &self.toolchain {
+            Some(toolchain) => toolchain.command("make"),
+            None => Command::new("make"),
+        };
+        make.arg("-C").arg(self.headers()).args(self.make_variables);
+        make
     }
 
-    /// The compiler that the kernel was built with, as in `gcc-12`; its modules need the same.
+    /// What this machine needs to build the kernel's modules.
     ///
     /// # Errors
     ///
-    /// When the headers do not name one.
-    pub fn compiler(&self) -> Result<String> {
+    /// When the headers do not name the compiler that the kernel was built with: its modules need the same.
+    pub fn tools(&self) -> Result<Vec<Tool>> {
+        match self.toolchain {
+            Some(_) => Ok(tools::NAMESPACES.to_vec()),
+            None => Ok(tools::kmod(&self.compiler()?)),
+        }
+    }
+
+    /// The compiler that the kernel was built with, as in `gcc-12`.
+    fn compiler(&self) -> Result<String> {
         let set = |variable: &&str| variable.strip_prefix("CC=").map(str::to_owned);
         if let Some(compiler) = self.make_variables.iter().find_map(set) {
             return Ok(compiler);
@@ -248,26 +274,46 @@ pub(crate) fn relocate_headers(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves the modules to `lib/modules`, where Debian 12 has them; since Debian 13 they are in `usr/lib/modules`.
+/// Moves modules and image to where Debian 12 has them: modules are in `usr/lib/modules` since Debian 13, the image beside them
+/// since Linux 7.
 pub(crate) fn relocate_modules(folder: &Path) -> Result<()> {
     let (merged, plain) = (folder.join("usr/lib/modules"), folder.join("lib/modules"));
-    if !merged.is_dir() {
-        return Ok(());
+    if merged.is_dir() {
+        let parent = folder.join("lib");
+        fs::create_dir_all(&parent).context("create", &parent)?;
+        fs::rename(&merged, &plain).context("move", &merged)?;
     }
-    let parent = folder.join("lib");
-    fs::create_dir_all(&parent).context("create", &parent)?;
-    fs::rename(&merged, &plain).context("move", &merged)
+    let Ok(releases) = fs::read_dir(&plain) else {
+        return Ok(());
+    };
+    for release in releases.flatten() {
+        let image = release.path().join("vmlinuz");
+        if !image.is_file() {
+            continue;
+        }
+        let boot = folder.join("boot");
+        fs::create_dir_all(&boot).context("create", &boot)?;
+        let name = format!("vmlinuz-{}", release.file_name().to_string_lossy());
+        fs::rename(&image, boot.join(name)).context("move", &image)?;
+    }
+    Ok(())
 }
 
-/// The Makefile of a headers folder with its include made relative; `None` for all other Makefiles.
+/// The Makefile of a headers folder with its paths made relative; `None` for all other Makefiles.
 fn relocated_makefile(text: &str) -> Option<String> {
-    let path = text.trim().strip_prefix("include /usr/src/")?;
-    if path.contains(char::is_whitespace) {
-        return None;
-    }
-    Some(format!(
-        "include $(dir $(realpath $(lastword $(MAKEFILE_LIST))))../{path}\n"
-    ))
+    const SOURCES: &str = "$(dir $(realpath $(lastword $(MAKEFILE_LIST))))../";
+    let relocated = text.lines().map(|line| {
+        // Since 7 the first line names the folder itself.
+        let (start, path) = match line.strip_prefix("KBUILD_OUTPUT=/usr/src/") {
+            Some(path) => ("KBUILD_OUTPUT := ", path),
+            None => ("include ", line.strip_prefix("include /usr/src/")?),
+        };
+        let is_path = !path.is_empty() && !path.contains(char::is_whitespace);
+        is_path.then(|| format!("{start}{SOURCES}{path}\n"))
+    });
+    relocated
+        .collect::<Option<String>>()
+        .filter(|text| !text.is_empty())
 }
 
 /// All modules below `folder`, by canonical name.
@@ -336,27 +382,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_makefile_of_headers_includes_its_neighbour() {
-        let text =
-            relocated_makefile("include /usr/src/linux-headers-6.1.0-1-common/Makefile\n").unwrap();
+    fn the_makefile_of_headers_finds_itself_and_its_neighbour() {
+        let text = relocated_makefile(
+            "KBUILD_OUTPUT=/usr/src/x\ninclude /usr/src/linux-headers-6.1.0-1-common/Makefile\n",
+        )
+        .unwrap();
+        assert!(text.starts_with("KBUILD_OUTPUT := $(dir "), "{text}");
         assert!(
             text.ends_with("../linux-headers-6.1.0-1-common/Makefile\n"),
             "{text}"
         );
         assert!(!text.contains("/usr/src"));
-        assert_eq!(
-            relocated_makefile("# a whole Makefile\ninclude /usr/src/x\n"),
-            None
-        );
+        for other in ["# a whole Makefile\ninclude /usr/src/x\n", ""] {
+            assert_eq!(relocated_makefile(other), None);
+        }
     }
 
     #[test]
-    fn modules_of_a_merged_usr_are_found() {
+    fn modules_and_image_of_newer_packages_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("usr/lib/modules/6.12.1")).unwrap();
+        let modules = folder.path().join("usr/lib/modules/7.3.4");
+        fs::create_dir_all(&modules).unwrap();
+        fs::write(modules.join("vmlinuz"), "image").unwrap();
         for _ in 0..2 {
             relocate_modules(folder.path()).unwrap();
-            assert_eq!(Kernel::unpacked(folder.path()).unwrap().release(), "6.12.1");
+            let kernel = Kernel::unpacked(folder.path()).unwrap();
+            assert_eq!(kernel.release(), "7.3.4");
+            assert_eq!(fs::read(kernel.vmlinuz()).unwrap(), b"image");
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::command;
 use crate::error::{Error, IoContext, Result};
@@ -57,12 +56,11 @@ pub fn build(kernel: &Kernel, progress: &dyn Fn(&str)) -> Result<Modules> {
 pub fn build_folder(kernel: &Kernel, root: &Path, base: &Path, folder: &str) -> Result<PathBuf> {
     let copy = base.join(folder);
     sync(&root.join(folder), &copy)?;
-    let mut make = Command::new("make");
-    make.arg("-C").arg(kernel.headers());
+    let mut make = kernel.make();
     make.arg(format!("M={}", copy.display()));
     // C=2 checks every file, also those that are up to date: a complaint must not go away by itself.
     make.args(["W=1", "C=2", "KCFLAGS=-Werror", "modules"]);
-    make.args(kernel.make_variables()).env("LC_ALL", "C");
+    make.env("LC_ALL", "C");
     command::without_outer_make(&mut make);
     let output = command::output(&mut make)?;
     let messages = complaints(&String::from_utf8_lossy(&output.stderr), &copy);

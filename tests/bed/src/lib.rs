@@ -31,6 +31,7 @@ mod qemu;
 mod release;
 pub mod results;
 mod stream;
+mod toolchain;
 pub mod tools;
 pub mod vault;
 pub mod vmlinux;

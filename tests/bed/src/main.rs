@@ -26,7 +26,7 @@ enum Action {
     DebugKernel,
     /// Build the driver and the test modules with warnings as errors, and check them with sparse.
     Kmod {
-        /// The kernel to build for: 6.1, 6.12 or debug; both series by default.
+        /// The kernel to build for: 6.1, 6.12, 7 or debug; the three series by default.
         #[arg(long = "kernel", value_name = "KERNEL")]
         kernels: Vec<Flavour>,
     },
@@ -99,7 +99,7 @@ fn fetch(update: bool) -> anyhow::Result<ExitCode> {
     let cache = Cache::fetch(&project::cache(), update, &progress)?;
     let mut needed = Vec::new();
     for series in Series::ALL {
-        needed.extend(tools::kmod(&cache.kernel(series)?.compiler()?));
+        needed.extend(cache.kernel(series)?.tools()?);
     }
     tools::ensure(&needed, &progress)?;
     Ok(ExitCode::SUCCESS)

@@ -97,7 +97,7 @@ pub const SHARING: &[Tool] = &[
 
 /// What building the driver needs, for a kernel that was built with `compiler`: modules need the same one. `objtool` from
 /// the kernel's build tools needs libelf.
-pub fn kmod(compiler: &str) -> Vec<Tool> {
+pub(crate) fn kmod(compiler: &str) -> Vec<Tool> {
     let compilers = [compiler.to_owned(), format!("x86_64-linux-gnu-{compiler}")];
     let compilers = compilers.map(|name| Tool {
         kind: Kind::Program,
@@ -111,6 +111,12 @@ pub fn kmod(compiler: &str) -> Vec<Tool> {
     ];
     compilers.into_iter().chain(others).collect()
 }
+
+/// What a command in a mount namespace needs.
+pub(crate) const NAMESPACES: &[Tool] = &[
+    Tool::program("unshare", "util-linux"),
+    Tool::program("mount", "mount"),
+];
 
 /// What building a kernel needs besides [`UNPACK`].
 pub const KERNEL: &[Tool] = &[

@@ -28,8 +28,7 @@ fn build(body: &str) -> Vec<Result<PathBuf>> {
     Series::ALL
         .map(|series| {
             let kernel = bed.kernel(series).unwrap();
-            let needed = tools::kmod(&kernel.compiler().unwrap());
-            tools::ensure(&needed, &|_| ()).unwrap();
+            tools::ensure(&kernel.tools().unwrap(), &|_| ()).unwrap();
             let base = folder.path().join(kernel.release());
             kmod::build_folder(&kernel, folder.path(), &base, "sample")
         })

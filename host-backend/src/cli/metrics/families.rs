@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::recovery::RecoveryHistograms;
 use crate::cli::vms::Vm;
 use crate::control::{Count, VmStatus};
 
@@ -31,6 +32,14 @@ struct VersionLabels {
 struct KindLabels {
     vm: String,
     kind: String,
+}
+
+/// The same with a kind of incidents, and how they ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IncidentLabels {
+    vm: String,
+    kind: String,
+    outcome: &'static str,
 }
 
 /// The same with a state of frames.
@@ -58,6 +67,7 @@ pub(super) fn text(vms: &[Vm]) -> String {
     for vm in vms {
         families.note(vm);
     }
+    registry.register_collector(Box::new(RecoveryHistograms::of(vms)));
     let mut text = String::new();
     encode(&mut text, &registry).expect("a String takes everything");
     text
@@ -72,7 +82,7 @@ struct Families {
     restarts: Family<Labels, Counter>,
     resets: Family<Labels, Counter>,
     console_lost: Family<Labels, Counter>,
-    incidents: Family<KindLabels, Counter>,
+    incidents: Family<IncidentLabels, Counter>,
     refusals: Family<KindLabels, Counter>,
     device_errors: Family<KindLabels, Counter>,
     frames: Family<StateLabels, Gauge>,
@@ -122,7 +132,7 @@ impl Families {
                 "console_lost_bytes",
                 "Bytes of the console that could not be written"
             ),
-            incidents: family!("incidents", "Incidents by kind"),
+            incidents: family!("incidents", "Incidents by kind, and by how they ended"),
             refusals: family!(
                 "refusals",
                 "What the recovery engine has refused to the driver, by reason"
@@ -222,8 +232,15 @@ impl Families {
             };
             self.frames.get_or_create(&labels).set(frames.into());
         }
+        for kind in &recovery.incidents {
+            let labels = IncidentLabels {
+                vm: vm.clone(),
+                kind: kind.what.clone(),
+                outcome: kind.outcome.name(),
+            };
+            self.incidents.get_or_create(&labels).inc_by(kind.count);
+        }
         for (family, counts) in [
-            (&self.incidents, &recovery.incidents),
             (&self.refusals, &recovery.refusals),
             (&self.device_errors, &status.device_errors),
         ] {
@@ -260,12 +277,18 @@ fn note_counts(family: &Family<KindLabels, Counter>, vm: &str, counts: &[Count])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{DaemonFacts, EngineStatus};
+    use crate::control::{DaemonFacts, EngineStatus, IncidentCount, IncidentOutcome};
     use crate::devices::net::NetCounts;
+    use crate::engine::RecoveryTimes;
 
     fn status() -> Box<VmStatus> {
         let count = |what: &str, count| Count {
             what: what.into(),
+            count,
+        };
+        let incidents = |what: &str, count| IncidentCount {
+            what: what.into(),
+            outcome: IncidentOutcome::Recovered,
             count,
         };
         Box::new(VmStatus {
@@ -280,7 +303,11 @@ mod tests {
             console_lost_bytes: 4711,
             recovery: EngineStatus {
                 sealed_frames: 12,
-                incidents: vec![count("double-free", 3), count("memory", 5)],
+                incidents: vec![incidents("double-free", 3), incidents("memory", 5)],
+                recovery_times: RecoveryTimes {
+                    sum_ns: 1_500_000,
+                    counts: [0, 5, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+                },
                 refusals: vec![count("a \"quoted\"\nreason", 1)],
                 ..EngineStatus::default()
             },
@@ -352,8 +379,15 @@ mod tests {
             "vmsrs_lost_daemons{vm=\"web\"} 1",
             "vmsrs_console_lost_bytes_total{vm=\"web\"} 4711",
             "vmsrs_frames{vm=\"web\",state=\"sealed\"} 12",
-            "vmsrs_incidents_total{vm=\"web\",kind=\"double-free\"} 3",
-            "vmsrs_incidents_total{vm=\"web\",kind=\"memory\"} 5",
+            r#"vmsrs_incidents_total{vm="web",kind="double-free",outcome="recovered"} 3"#,
+            r#"vmsrs_incidents_total{vm="web",kind="memory",outcome="recovered"} 5"#,
+            "# UNIT vmsrs_incident_recovery_seconds seconds",
+            r#"vmsrs_incident_recovery_seconds_bucket{le="0.00001",vm="web"} 0"#,
+            r#"vmsrs_incident_recovery_seconds_bucket{le="0.000025",vm="web"} 5"#,
+            r#"vmsrs_incident_recovery_seconds_bucket{le="2.5",vm="web"} 7"#,
+            r#"vmsrs_incident_recovery_seconds_bucket{le="+Inf",vm="web"} 8"#,
+            r#"vmsrs_incident_recovery_seconds_count{vm="web"} 8"#,
+            r#"vmsrs_incident_recovery_seconds_sum{vm="web"} 0.0015"#,
             r#"vmsrs_refusals_total{vm="web",kind="a \"quoted\"\nreason"} 1"#,
             "vmsrs_network_frames_total{vm=\"web\",direction=\"received\",outcome=\"dropped\"} 1",
         ] {

@@ -1,9 +1,12 @@
 //! `vmsrs metrics`: the state of running VMs for a monitoring system.
 
 mod families;
+mod listen;
+mod recovery;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,23 +19,31 @@ use super::{Exit, Failure};
 /// Write metrics of running VMs, in the text format of OpenMetrics
 ///
 /// Asks all VMs of this user, or those that are named. A VM that runs and does not answer has vmsrs_up 0. With --output the
-/// file is replaced as a whole, so that the textfile collector of Prometheus's node exporter never reads half of one.
+/// file is replaced as a whole, so that the textfile collector of Prometheus's node exporter never reads half of one. With
+/// --listen they are served over HTTP at /metrics until the command is ended, without encryption or a password.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vmsrs metrics
   vmsrs metrics --name web --output /var/lib/prometheus/node-exporter/vmsrs.prom
+  vmsrs metrics --listen 127.0.0.1:9464
 
-Exit codes: 0 success, 1 the file cannot be written, 2 invalid command line, 4 a VM that was named is not reachable.")]
+Exit codes: 0 success, 1 the file cannot be written or the address is not free, 2 invalid command line, 4 a VM that was named is not reachable.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     vms: Selection,
     /// Replace this file instead of writing to standard output
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Serve them over HTTP at this address instead, such as 127.0.0.1:9464
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "output")]
+    listen: Option<SocketAddr>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    if let Some(address) = arguments.listen {
+        return listen::serve(address, &arguments.vms);
+    }
     let vms = arguments.vms.ask()?;
     let text = families::text(&vms);
     match &arguments.output {

@@ -138,11 +138,16 @@ fn draw_window(frame: &mut Frame<'_>, area: Rect, name: &str, recovery: &EngineS
 fn draw_kinds(frame: &mut Frame<'_>, area: Rect, recovery: &EngineStatus) {
     let mut kinds: Vec<_> = recovery.incidents.iter().collect();
     kinds.sort_by_key(|kind| std::cmp::Reverse(kind.count));
-    let rows = kinds
-        .iter()
-        .map(|kind| Row::new([printable(&kind.what), kind.count.to_string()]));
-    let table = Table::new(rows, [Constraint::Length(18), Constraint::Min(0)])
-        .block(Block::bordered().title("incidents by kind"));
+    let rows = kinds.iter().map(|kind| {
+        let outcome = kind.outcome.name().to_owned();
+        Row::new([printable(&kind.what), outcome, kind.count.to_string()])
+    });
+    let widths = [
+        Constraint::Length(16),
+        Constraint::Length(10),
+        Constraint::Min(0),
+    ];
+    let table = Table::new(rows, widths).block(Block::bordered().title("incidents by kind"));
     frame.render_widget(table, area);
 }
 

@@ -103,7 +103,7 @@ impl Model {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::control::Count;
+    use crate::control::{IncidentCount, IncidentOutcome};
 
     pub(in crate::cli::top) fn status(name: &str, batches: u64, incidents: u64) -> Box<VmStatus> {
         let mut status = VmStatus {
@@ -126,8 +126,9 @@ pub(super) mod tests {
         status.recovery.pages_max = 120;
         status.recovery.vault_frames = 200;
         status.recovery.sealed_frames = 50;
-        status.recovery.incidents = vec![Count {
+        status.recovery.incidents = vec![IncidentCount {
             what: "double-free".into(),
+            outcome: IncidentOutcome::Recovered,
             count: incidents,
         }];
         Box::new(status)

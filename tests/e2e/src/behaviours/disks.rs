@@ -37,6 +37,8 @@ const BYTES: u64 = 32 << 20;
 /// The init of a guest with a disk. In its first boot it makes a file system, and panics as soon as its data is synced. In the
 /// next one it compares the data, and then reads and writes until that fails.
 pub const INIT: &str = r#"
+# Its I/O errors would come into the middle of what this says on the same console.
+echo 1 >/proc/sys/kernel/printk
 echo "disk: $(cat /sys/block/vda/size) sectors, read-only $(cat /sys/block/vda/ro)"
 mkdir /mnt
 if mount -t ext4 /dev/vda /mnt; then
@@ -56,7 +58,7 @@ if mount -t ext4 /dev/vda /mnt; then
 else
 	mke2fs /dev/vda >/dev/null && mount -t ext4 /dev/vda /mnt &&
 		dd if=/dev/urandom of=/mnt/data bs=64k count=64 &&
-		(cd /mnt && sha256sum data >sums) && sync && echo "disk: written"
+		(cd /mnt && sha256sum data >sums) && sync
 	echo c >/proc/sysrq-trigger
 fi
 "#;
@@ -83,6 +85,15 @@ impl ServedGuest {
             let said = fs::read(&console).unwrap_or_default();
             let is_said = String::from_utf8_lossy(&said).contains(text);
             Ok::<_, anyhow::Error>(is_said.then_some(()))
+        });
+        result.with_context(|| self.0.logs())
+    }
+
+    /// Waits until `vmsrs run` has logged `text`.
+    pub(super) fn wait_for_log(&mut self, text: &str) -> Result<()> {
+        let result = self.0.wait(text, EVENT_LIMIT, |guest| {
+            let is_logged = guest.log()?.contains(text);
+            Ok::<_, anyhow::Error>(is_logged.then_some(()))
         });
         result.with_context(|| self.0.logs())
     }
@@ -180,7 +191,6 @@ fn disk(_: &mut Guest) -> Result<()> {
     let before = left_behind()?;
     let option = place.disk().to_string_lossy().into_owned();
     let mut guest = ServedGuest::boot("disk-guest.img", "--disk", &option)?;
-    guest.wait("disk: written")?;
     guest.wait("disk: the data is there")?;
     guest.wait("disk: in use")?;
     let daemon = guest.daemon()?;
@@ -200,10 +210,11 @@ fn disk(_: &mut Guest) -> Result<()> {
         "not three errors: {}",
         guest.said()
     );
+    guest.wait_for_log("signal: 9")?;
     let log = guest.0.log()?;
     let message = format!("the daemon of --disk {option} is lost");
     ensure!(
-        log.matches(&message).count() == 1 && log.contains("signal: 9"),
+        log.matches(&message).count() == 1,
         "the loss is not reported once: {log}"
     );
     guest.end()?;
@@ -261,7 +272,7 @@ fn operators(_: &mut Guest) -> Result<()> {
     }
     let option = format!("blk,socket={}", socket.display());
     let mut guest = ServedGuest::boot("disk-guest.img", "--vhost-user", &option)?;
-    guest.wait("disk: written")?;
+    guest.wait("disk: the data is there")?;
     guest.wait("disk: in use")?;
     let facts = guest.daemon()?;
     ensure!(
