@@ -202,6 +202,9 @@ pub(crate) struct Errors {
     pub(crate) no_effect: u64,
     /// The request's own key has a wrong value, or a wrong answer.
     pub(crate) own_wrong: u64,
+    /// Of those that were made: the request failed, or its connection ended, but the injector's report did not come.
+    #[serde(default)]
+    pub(crate) unreported: u64,
     /// Errors that were planned, at a place that the request does not pass.
     pub(crate) not_reached: u64,
     /// Wrong answers about other keys, and errors in other requests.

@@ -76,13 +76,10 @@ impl Report {
             Part::Suite {
                 mode, only, done, ..
             } if only.is_empty() && done.is_empty() => drop(self.own_suite.remove(mode)),
-            Part::Suite { .. } => {}
+            // What earlier runs have found of a seed stays until this one has something.
+            Part::Suite { .. } | Part::Errors { .. } => {}
             Part::Throughput { vcpus, .. } => self.throughput.retain(|row| row.vcpus != *vcpus),
             Part::Load => self.load.clear(),
-            Part::Errors { seed, .. } => {
-                let class = injector(*seed);
-                self.errors.retain(|errors| errors.class != class);
-            }
             Part::Bugs { .. } => self
                 .errors
                 .retain(|errors| errors.class.starts_with(INJECTOR)),
@@ -193,11 +190,12 @@ impl Report {
         }
         for errors in &self.errors {
             line(format!(
-                "{}{}: {} injected, {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
+                "{}{}: {} injected ({} of them not reported), {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
                  {} ordinary commands",
                 errors.class,
                 if errors.ended { "" } else { " (interrupted)" },
                 errors.injected,
+                errors.unreported,
                 errors.request_lost,
                 errors.no_effect,
                 errors.own_wrong,

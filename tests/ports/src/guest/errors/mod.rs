@@ -97,6 +97,7 @@ fn add<W: Worker>(sum: &mut Errors, worker: &mut W) {
     sum.request_lost += one.request_lost;
     sum.no_effect += one.no_effect;
     sum.own_wrong += one.own_wrong;
+    sum.unreported += one.unreported;
     sum.not_reached += one.not_reached;
     sum.others_harmed += one.others_harmed;
     sum.ordinary += one.ordinary;
