@@ -71,7 +71,7 @@ build-bench:
 headers: ## Generate the C headers from their Rust sources
 	$(CARGO) run --quiet -p vmsrs-headers
 
-kmod: fetch ## Build the driver for Linux 6.1, 6.12 and 7 (KERNEL=: for one of them, or debug): no warnings, sparse clean
+kmod: fetch ## Build the driver for Linux 6.1, 6.12 and 7 (KERNEL=: for one of them, or debug): no warnings, sparse clean (but for 7)
 	$(BED) kmod $(addprefix --kernel ,$(KERNEL))
 
 lint: ## Check format, clippy, header drift, and licences where cargo-deny is installed

@@ -281,10 +281,13 @@ bool vmsrs_lock_delete(struct vmsrs_app *app, u32 domain, u64 tag)
  * vmsrs_lock_deleted() - tell whether a lock is that of a deleted domain
  * @app: the app
  * @domain: number of the domain
+ *
+ * The word alone does not tell: a process may have written it.
  */
 bool vmsrs_lock_deleted(struct vmsrs_app *app, u32 domain)
 {
-	return vmsrs_lock_tag(app, domain) == VMSRS_LOCK_DELETED;
+	return vmsrs_lock_tag(app, domain) == VMSRS_LOCK_DELETED &&
+	       xa_load(&app->deleted, domain);
 }
 
 /**

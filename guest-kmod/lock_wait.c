@@ -5,12 +5,24 @@
 
 #include "vmsrs.h"
 
+/* Releases the lock of a domain that a process has marked as deleted and that is not. */
+static void release_forged(struct vmsrs_app *app, u32 domain)
+{
+	/* A deletion marks the lock and is noted without letting go of this one. */
+	mutex_lock(&app->lock);
+	if (!xa_load(&app->deleted, domain))
+		vmsrs_lock_release(app, domain, VMSRS_LOCK_DELETED);
+	mutex_unlock(&app->lock);
+}
+
 /* Releases the lock of a request that no thread works for: nothing else would. */
 static void release_orphan(struct vmsrs_app *app, u32 domain)
 {
 	u64 tag = vmsrs_lock_tag(app, domain);
 
-	if (tag && tag != VMSRS_LOCK_DELETED && vmsrs_request_orphaned(app, tag))
+	if (tag == VMSRS_LOCK_DELETED)
+		release_forged(app, domain);
+	else if (tag && vmsrs_request_orphaned(app, tag))
 		vmsrs_fail_orphan(app, domain, tag);
 }
 

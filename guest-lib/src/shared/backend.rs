@@ -71,6 +71,10 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// Says that the process has noted the deletions up to number `after`, and lists the next ones in `domains`. Returns how many
     /// these are, and the number of the last one, which is that of the last of all if there is room left.
     fn deleted(&self, after: u64, domains: &mut [u32]) -> io::Result<(usize, u64)>;
+    /// Whether a domain is deleted whose lock says so, which may be a stray write.
+    fn is_deleted(&self, _domain: u32) -> bool {
+        true
+    }
     /// Counts the pages of a domain.
     fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo>;
     /// Keeps bytes of a domain readable as they are committed now, whatever becomes of the domain. Returns a view of them.

@@ -325,6 +325,11 @@ impl Backend for Device {
         Ok(((argument.count as usize).min(domains.len()), argument.last))
     }
 
+    fn is_deleted(&self, domain: u32) -> bool {
+        let counted = self.domain_info(domain);
+        counted.is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+    }
+
     fn domain_info(&self, domain: u32) -> io::Result<IoctlDomainInfo> {
         let mut argument = IoctlDomainInfo {
             domain,

@@ -293,9 +293,10 @@ impl Domain {
         self.fate.load(Ordering::SeqCst) == fate as u8
     }
 
-    /// Whether the domain was deleted, as far as the process can tell without asking.
+    /// Whether the domain was deleted. Its lock says so, which a stray write can reach, so the driver is asked then.
     pub(crate) fn is_gone(&self) -> bool {
-        self.holder() == LOCK_DELETED || self.is(Fate::Gone)
+        let is_marked = || self.holder() == LOCK_DELETED;
+        self.is(Fate::Gone) || (is_marked() && self.app.backend().is_deleted(self.number))
     }
 
     /// Whether the domain has a mirror, as far as this process knows.

@@ -9,6 +9,7 @@ use super::abandoned::Abandoned;
 use super::{Thread, open, reserve};
 use crate::os::cancellation::{self, Cancellation, Frame, Routine};
 use crate::os::clib;
+use crate::os::clock;
 use crate::os::condition;
 use crate::os::dispositions;
 use crate::os::exceptions::Exceptions;
@@ -24,8 +25,14 @@ use std::ptr;
 /// Requests at the start of a thread that are looked at: servers set up their threads by then.
 const FIRST: u32 = 64;
 
-/// Of the requests after these, one in so many.
-const INTERVAL: u64 = 1280;
+/// Of the requests after these, one in so many looks at the clock,
+const STRIDE: u64 = 1024;
+
+/// and then at the thread, if that was not done for so many nanoseconds
+const AGE: u64 = 1_000_000_000;
+
+/// or for so many requests.
+const INTERVAL: u64 = 16 * STRIDE;
 
 /// Where each request or step begins with a look at its thread, one in so many of them is also one at the process's handlers of
 /// signals: that takes a system call for each.
@@ -60,6 +67,10 @@ impl Look {
 pub(super) struct Found {
     look: Cell<Look>,
     looks: Cell<u32>,
+    /// The tag of the request with which the next look comes at the latest.
+    due: Cell<u64>,
+    /// When the last look was, on the clock of deadlines.
+    time: Cell<u64>,
     /// The server changes the thread between requests.
     varies: Cell<bool>,
     /// The signal that has cut the request short has found the thread's stack for handlers in its place.
@@ -83,6 +94,8 @@ impl Found {
         Self {
             look: Cell::new(Look::take()),
             looks: Cell::new(0),
+            due: Cell::new(0),
+            time: Cell::new(0),
             varies: Cell::new(false),
             has_signal_stack: Cell::new(false),
             robust: RobustList::of_this_thread(),
@@ -95,8 +108,8 @@ impl Found {
         }
     }
 
-    /// Looks at the thread; `each` if every step begins with a look. Returns after how many requests the next look comes.
-    fn look(&self, each: bool) -> u64 {
+    /// Looks at the thread; `each` if every step begins with a look.
+    fn look(&self, each: bool) {
         let (before, now) = (self.look.replace(Look::take()), self.look.get());
         let looks = self.looks.get().saturating_add(1);
         self.looks.set(looks);
@@ -107,27 +120,56 @@ impl Found {
         if !is_frequent || looks % DISPOSITIONS == 1 {
             dispositions::look();
         }
-        if looks < FIRST || self.varies.get() {
+        self.time.set(clock::last_tick());
+    }
+
+    /// How many requests may begin until the next look.
+    fn interval(&self) -> u64 {
+        if self.looks.get() < FIRST || self.varies.get() {
             1
         } else {
             INTERVAL
         }
     }
+
+    /// Whether there has to be a look before the request with that tag.
+    fn is_due(&self, tag: u64) -> bool {
+        tag >= self.due.get() || clock::last_tick().saturating_sub(self.time.get()) >= AGE
+    }
+
+    /// The tag of the next request before which that may be so, after a request with this tag.
+    fn next(&self, tag: u64) -> u64 {
+        self.due.get().min(tag + STRIDE)
+    }
 }
 
 impl Thread {
-    /// Looks at the thread before the request begins, or before the thread works on for one: that is done `each` time. Returns
-    /// after how many requests the next look comes.
-    pub(super) fn look(&self, tag: u64, each: bool) -> u64 {
+    /// Looks at the thread before the request begins, or before the thread works on for one: that is done `each` time. False if
+    /// there is no memory for the reserve.
+    pub(super) fn look(&self, tag: u64, each: bool) -> bool {
         self.count_open(tag);
         // A request that returned may have taken it away.
         let _ = signals::enter_signal_stack(&self.signal_stack);
-        let next = self.found.look(each);
-        if reserve::fill() { next } else { 1 }
+        self.found.look(each);
+        reserve::fill()
+    }
+
+    /// Looks at the thread if it is time to. Returns the tag of the next request before which it may be.
+    pub(super) fn look_if_due(&self, tag: u64) -> u64 {
+        if self.found.is_due(tag) {
+            let interval = if self.look(tag, false) {
+                self.found.interval()
+            } else {
+                1
+            };
+            self.found.due.set(tag + interval);
+        }
+        self.found.next(tag)
     }
 
     /// Has the thread looked at as its next request begins.
     pub(super) fn look_next(&self) {
+        self.found.due.set(0);
         let next = self.next_tag.get();
         match self.resume_tag.get() {
             Some(_) => self.resume_tag.set(Some(next)),
@@ -289,5 +331,27 @@ impl Thread {
         } else {
             Frame::Live
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_thread_is_looked_at_by_number_and_a_slow_one_by_time() {
+        let found = Found::new();
+        found.due.set(INTERVAL);
+        // As if the last look were still to come.
+        found.time.set(u64::MAX);
+        assert!(!found.is_due(INTERVAL - 1) && found.is_due(INTERVAL));
+        assert_eq!(found.next(1), 1 + STRIDE);
+        assert_eq!(found.next(INTERVAL - 1), INTERVAL);
+        // As if it had been when the machine started.
+        found.time.set(0);
+        assert!(found.is_due(1));
+        found.time.set(u64::MAX);
+        found.due.set(0);
+        assert!(found.is_due(1) && found.next(1) == 0);
     }
 }

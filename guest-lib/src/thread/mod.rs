@@ -125,8 +125,8 @@ pub(crate) struct Thread {
     left: Cell<(u64, usize)>,
     /// The tag of the request before which what the process has open was counted last.
     counted: Cell<u64>,
-    /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag`, at the
-    /// latest there, the thread is looked at.
+    /// The tag of its next request; from `end_tag` on they are not its own. Before the request with `pause_tag` the
+    /// thread may have to be looked at.
     next_tag: Cell<u64>,
     pause_tag: Cell<u64>,
     end_tag: Cell<u64>,

@@ -76,7 +76,7 @@ impl Thread {
         if self.next_tag.get() >= self.end_tag.get() {
             self.fetch_tags()?;
         }
-        let next = self.next_tag.get() + self.look(self.next_tag.get(), false);
+        let next = self.look_if_due(self.next_tag.get());
         self.pause_tag.set(next.min(self.end_tag.get()));
         Ok(())
     }

@@ -130,6 +130,11 @@ impl Kernel {
         make
     }
 
+    /// Whether sparse can check its modules: Debian's, 0.6.4, does not understand the headers of Linux 7.
+    pub fn is_checked(&self) -> bool {
+        self.toolchain.is_none()
+    }
+
     /// What this machine needs to build the kernel's modules.
     ///
     /// # Errors

@@ -21,7 +21,6 @@ pub(crate) const PACKAGES: &[&str] = &[
     "make",
     "mawk",
     "sed",
-    "sparse",
 ];
 
 /// Unpacked tools.

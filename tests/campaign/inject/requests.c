@@ -143,19 +143,20 @@ EXPORT int vmsrs_run_with(const vmsrs_domain *domain, const vmsrs_options *asked
 			  void *argument, int *result)
 {
 	struct call call = { work, argument, 0 };
-	vmsrs_options options = {
-		.flags = arm.seal ? VMSRS_SEAL : 0,
-		.deadline_ms = arm.deadline ? arm.deadline : DEADLINE_MS,
-		/* Longer than a deadline, so that the deadline ends a wait and is reported. */
-		.lock_timeout_ms = LOCK_TIMEOUT_MS,
-	};
+	/* What the server needs for its request stays. */
+	vmsrs_options options = asked ? *asked : (vmsrs_options){ 0 };
 	bool timed = false;
 	timer_t timer;
 	int code;
 
-	(void)asked;
-	if (!arm.options && !arm.armed)
-		options = (vmsrs_options){ .deadline_ms = DEADLINE_MS, .lock_timeout_ms = LOCK_TIMEOUT_MS };
+	options.deadline_ms = DEADLINE_MS;
+	/* Longer than a deadline, so that the deadline ends a wait and is reported. */
+	options.lock_timeout_ms = LOCK_TIMEOUT_MS;
+	if (arm.options || arm.armed) {
+		options.flags |= arm.seal ? VMSRS_SEAL : 0;
+		if (arm.deadline)
+			options.deadline_ms = arm.deadline;
+	}
 	arm.options = false;
 	if (!arm.armed) {
 		code = real.run_with(domain, &options, work, argument, result);

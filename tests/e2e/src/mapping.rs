@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 
+use anyhow::{Context, Result};
+
 /// Where a mapping is to lie, and of what.
 struct Request {
     address: u64,
@@ -16,6 +18,20 @@ struct Request {
 }
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// The lock words of the only app of the process.
+///
+/// # Errors
+///
+/// When they are not mapped.
+pub fn lock_words() -> Result<*mut u64> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let offset = format!(" {:08x} ", vmsrs_protocol::ioctl::LOCKS_OFFSET);
+    let line = maps.lines().find(|line| line.contains(&offset));
+    let address = line.and_then(|line| line.split('-').next());
+    let address = address.with_context(|| format!("no lock words: {maps}"))?;
+    Ok(usize::from_str_radix(address, 16)? as *mut u64)
+}
 
 /// Maps `length` bytes of new memory.
 ///

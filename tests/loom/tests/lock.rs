@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vmsrs_loom::driver::{Driver, Errno, Thread};
 use vmsrs_loom::{Library, Life, Protected, check};
+use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG};
 
 /// A device with its threads, and what the lock of domain 0 protects.
 #[derive(Clone)]
@@ -193,6 +194,45 @@ fn all_who_wait_for_a_domain_learn_that_it_is_deleted() {
         for waiter in waiters {
             waiter.join().unwrap();
         }
+    });
+}
+
+#[test]
+fn a_deletion_is_told_from_a_forged_one_at_any_time() {
+    check(3, || {
+        let world = World::new(2);
+        let waiter = {
+            let library = world.library(1, Life::long());
+            thread::spawn(move || {
+                library.run(|library| {
+                    let locked = library.lock(0);
+                    if locked.is_ok() {
+                        library.unlock(0);
+                    }
+                    library.end();
+                });
+            })
+        };
+        let looker = {
+            let driver = Arc::clone(&world.driver);
+            thread::spawn(move || driver.release_forged(0))
+        };
+        let library = world.library(0, Life::long());
+        library.lock(0).unwrap();
+        world.driver.lock_delete(0, 1);
+        library.unlock(0);
+        library.end();
+        waiter.join().unwrap();
+        looker.join().unwrap();
+        // Nobody gets the lock from here on.
+        let word = world.driver.word(0).load(Ordering::Relaxed);
+        assert_eq!(word & LOCK_TAG, LOCK_DELETED);
+    });
+    check(2, || {
+        let world = World::new(1);
+        world.driver.word(0).store(LOCK_DELETED, Ordering::Relaxed);
+        world.driver.release_forged(0);
+        assert!(world.driver.is_free(0));
     });
 }
 

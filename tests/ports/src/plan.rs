@@ -48,6 +48,15 @@ impl Server {
             Self::Redis => "redis",
         }
     }
+
+    /// Virtual CPUs of a guest in which errors are injected: more than a server has threads only wait for each other, and an
+    /// emulated one that waits takes its time from the others.
+    pub(crate) fn vcpus(self) -> u32 {
+        match self {
+            Self::Memcached => 2,
+            Self::Mosquitto | Self::Redis => 1,
+        }
+    }
 }
 
 /// What a guest does.
@@ -88,6 +97,8 @@ pub(crate) enum Part {
         errors: u64,
         /// Only kinds whose name contains this.
         kind: String,
+        /// Virtual CPUs of the guest.
+        vcpus: u32,
     },
     /// Classes of published vulnerabilities, made again by edits.
     Bugs {
@@ -97,17 +108,29 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    /// Whether the clock counts instructions: for measurements, and for tests that wait for times.
+    /// Whether the clock counts instructions: for measurements, for tests that wait for times, and for errors in servers with
+    /// one thread. Then waiting takes no time, errors of a seed are the same on every machine, and one that is busy with
+    /// other things does not spend its time on the ticks of emulated clocks.
     pub(crate) fn is_timed(&self) -> bool {
-        matches!(self, Self::Throughput { .. } | Self::Suite { .. })
+        match self {
+            Self::Throughput { .. } | Self::Suite { .. } => true,
+            Self::Errors { vcpus, .. } => *vcpus == 1,
+            Self::Load | Self::Bugs { .. } => false,
+        }
+    }
+
+    /// Whether its findings are complete in themselves. It takes long and may be interrupted: the report has each file of a suite
+    /// when it has ended, and errors from time to time.
+    pub(crate) fn is_piecemeal(&self) -> bool {
+        matches!(self, Self::Suite { .. } | Self::Errors { .. })
     }
 
     /// Virtual CPUs of the guest.
     pub(crate) fn vcpus(&self) -> u32 {
         match self {
-            Self::Throughput { vcpus, .. } => *vcpus,
+            Self::Throughput { vcpus, .. } | Self::Errors { vcpus, .. } => *vcpus,
             Self::Suite { .. } => 1,
-            Self::Load | Self::Errors { .. } | Self::Bugs { .. } => 2,
+            Self::Load | Self::Bugs { .. } => 2,
         }
     }
 }
@@ -137,6 +160,9 @@ pub(crate) struct SuiteFile {
     pub(crate) skipped: Option<String>,
     /// Descriptions of failed tests, and what else went wrong.
     pub(crate) failures: Vec<String>,
+    /// How long it took by the guest's clock; 0 for suites that run on the machine.
+    #[serde(default)]
+    pub(crate) seconds: f64,
 }
 
 /// What a command costs.
@@ -176,6 +202,9 @@ pub(crate) struct Errors {
     pub(crate) no_effect: u64,
     /// The request's own key has a wrong value, or a wrong answer.
     pub(crate) own_wrong: u64,
+    /// Of those that were made: the request failed, or its connection ended, but the injector's report did not come.
+    #[serde(default)]
+    pub(crate) unreported: u64,
     /// Errors that were planned, at a place that the request does not pass.
     pub(crate) not_reached: u64,
     /// Wrong answers about other keys, and errors in other requests.
@@ -194,4 +223,12 @@ pub(crate) struct Errors {
     pub(crate) left_out: std::collections::BTreeMap<String, String>,
     /// What went wrong, in words.
     pub(crate) complaints: Vec<String>,
+    /// All data was compared after the last error. Otherwise this is what was found before the run was interrupted.
+    #[serde(default = "yes")]
+    pub(crate) ended: bool,
+}
+
+/// Of reports that are older than [`Errors::ended`].
+fn yes() -> bool {
+    true
 }

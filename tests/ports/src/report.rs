@@ -76,13 +76,10 @@ impl Report {
             Part::Suite {
                 mode, only, done, ..
             } if only.is_empty() && done.is_empty() => drop(self.own_suite.remove(mode)),
-            Part::Suite { .. } => {}
+            // What earlier runs have found of a seed stays until this one has something.
+            Part::Suite { .. } | Part::Errors { .. } => {}
             Part::Throughput { vcpus, .. } => self.throughput.retain(|row| row.vcpus != *vcpus),
             Part::Load => self.load.clear(),
-            Part::Errors { seed, .. } => {
-                let class = injector(*seed);
-                self.errors.retain(|errors| errors.class != class);
-            }
             Part::Bugs { .. } => self
                 .errors
                 .retain(|errors| errors.class.starts_with(INJECTOR)),
@@ -96,6 +93,17 @@ impl Report {
             .get(&mode)
             .map_or(&[][..], |suite| &suite.files);
         files.iter().map(|file| file.file.clone()).collect()
+    }
+
+    /// Errors that the injector has made, and a seed after all of those that it has made them with.
+    pub(crate) fn injected(&self) -> (u64, Option<u64>) {
+        let made = self.errors.iter().filter_map(|errors| {
+            let seed = errors.class.strip_prefix(&injector_with(""))?;
+            Some((seed.parse::<u64>().ok()?, errors.injected))
+        });
+        made.fold((0, None), |(sum, next), (seed, injected)| {
+            (sum + injected, next.max(seed.checked_add(1)))
+        })
     }
 
     /// Adds what was found.
@@ -126,7 +134,11 @@ impl Report {
                 }
             }
             Finding::Load(load) => self.load.push(load),
-            Finding::Errors(errors) => self.errors.push(errors),
+            Finding::Errors(errors) => {
+                // It may have come in part.
+                self.errors.retain(|earlier| earlier.class != errors.class);
+                self.errors.push(errors);
+            }
         }
         self.errors_injected = self.errors.iter().map(|errors| errors.injected).sum();
         self.others_harmed = self.errors.iter().map(|errors| errors.others_harmed).sum();
@@ -178,10 +190,12 @@ impl Report {
         }
         for errors in &self.errors {
             line(format!(
-                "{}: {} injected, {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
+                "{}{}: {} injected ({} of them not reported), {} lost, {} without effect, {} own wrong, {} not reached, {} others harmed, {} restarts, \
                  {} ordinary commands",
                 errors.class,
+                if errors.ended { "" } else { " (interrupted)" },
                 errors.injected,
+                errors.unreported,
                 errors.request_lost,
                 errors.no_effect,
                 errors.own_wrong,
@@ -217,6 +231,10 @@ const INJECTOR: &str = "injector";
 
 /// The class of what the injector has made with a seed.
 pub(crate) fn injector(seed: u64) -> String {
+    injector_with(&seed.to_string())
+}
+
+fn injector_with(seed: &str) -> String {
     format!("{INJECTOR}, seed {seed}")
 }
 
@@ -233,6 +251,7 @@ mod tests {
             failed,
             skipped: None,
             failures: Vec::new(),
+            seconds: 0.0,
         }
     }
 
@@ -266,6 +285,27 @@ mod tests {
         assert_eq!(report.files_done(Mode::Plain), ["a.t"]);
         report.begin(&suite("", Vec::new()));
         assert!(report.files_done(Mode::Plain).is_empty());
+    }
+
+    #[test]
+    fn errors_that_were_found_in_part_are_replaced_and_counted_once() {
+        let mut report = Report::default();
+        assert_eq!(report.injected(), (0, None));
+        for (seed, injected, ended) in [(3, 50, false), (3, 100, true), (7, 30, false)] {
+            report.add(Finding::Errors(Errors {
+                class: injector(seed),
+                injected,
+                ended,
+                ..Errors::default()
+            }));
+        }
+        report.add(Finding::Errors(Errors {
+            class: "a bug".to_owned(),
+            injected: 5,
+            ..Errors::default()
+        }));
+        assert_eq!(report.injected(), (130, Some(8)));
+        assert_eq!((report.errors.len(), report.errors_injected), (3, 135));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::suite;
 
 /// The emulated CPU of measurements: `max` without its fast string instructions, which QEMU counts once a byte.
 const CPU_MODEL: &str = "max,-erms,-fsrm";
-/// Errors that are injected in a guest. The report has what was found so far after each of them.
+/// Errors that are injected in a guest.
 const PIECE: u64 = 1000;
 /// Memory of the KVM host, in MiB.
 const MEMORY_MIB: u32 = 4096;
@@ -40,7 +40,8 @@ pub(crate) struct Arguments {
         default_value = "plain,protected"
     )]
     builds: Vec<Mode>,
-    /// Of the server's own suite, only files that the report does not have yet.
+    /// Of the server's own suite, only files that the report does not have yet; of errors, as many as it lacks, with other
+    /// seeds.
     #[arg(long)]
     resume: bool,
     /// Shards of the protected server in its suite: with one, its limits are those of the plain one.
@@ -164,11 +165,17 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
                 )
             }
             Choice::Errors => {
-                let pieces = arguments.errors.div_ceil(PIECE);
-                parts.extend((0..pieces).map(|piece| Part::Errors {
-                    seed: arguments.seed + piece,
-                    errors: PIECE.min(arguments.errors - piece * PIECE),
+                let (done, next) = match arguments.resume {
+                    true => Report::load(&folder, &builds).injected(),
+                    false => (0, None),
+                };
+                let seed = next.unwrap_or(arguments.seed).max(arguments.seed);
+                let errors = arguments.errors.saturating_sub(done);
+                parts.extend((0..errors.div_ceil(PIECE)).map(|piece| Part::Errors {
+                    seed: seed + piece,
+                    errors: PIECE.min(errors - piece * PIECE),
                     kind: arguments.kind.clone(),
+                    vcpus: server.vcpus(),
                 }));
             }
             Choice::Bugs => parts.push(Part::Bugs {
@@ -188,8 +195,7 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
             findings.drain(..).for_each(|finding| report.add(finding));
             results::write_report(&folder, &report)
         };
-        // A suite takes long: its report has each file when it has ended.
-        let piecemeal = matches!(part, Part::Suite { .. });
+        let piecemeal = part.is_piecemeal();
         if piecemeal {
             save(true, &mut findings)?;
         }
@@ -205,6 +211,9 @@ pub(crate) fn run(server: Server, arguments: &Arguments) -> Result<()> {
             .file(project::open_file(&image), "guest.img")
             .memory_mib(MEMORY_MIB)
             .timeout(Duration::from_secs(arguments.deadline));
+        if part.vcpus() == 1 {
+            job = job.cpus(1);
+        }
         if timed {
             job = job.cpu_model(CPU_MODEL).deterministic();
         }

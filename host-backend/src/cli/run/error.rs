@@ -110,6 +110,11 @@ pub enum RunError {
         /// Those that there is room for.
         most: usize,
     },
+    /// No journal takes the console.
+    #[error(
+        "cannot write the console to the journal: is systemd-journald running? Give a file, or `stdio`"
+    )]
+    Journal(#[source] io::Error),
     /// The console's file cannot be written.
     #[error("cannot write the console to {}: check the path and its permissions", .path.display())]
     Console {
@@ -133,6 +138,7 @@ impl From<RunError> for Failure {
             | RunError::NotHugePages { .. }
             | RunError::PoolNotHugePages { .. }
             | RunError::TooManyDaemons { .. }
+            | RunError::Journal(_)
             | RunError::Console { .. } => Exit::Usage,
         };
         Self::new(exit, error)

@@ -131,8 +131,8 @@ pub(super) struct Arguments {
         allow_hyphen_values = true
     )]
     cmdline: String,
-    /// Where the guest's serial console goes: stdio, none, or a file
-    #[arg(long, value_name = "stdio|none|FILE", default_value = "stdio")]
+    /// Where the guest's serial console goes: stdio, the journal, none, or a file
+    #[arg(long, value_name = "stdio|journal|none|FILE", default_value = "stdio")]
     console: ConsoleTarget,
     /// What to do when the guest reboots, panics or crashes
     #[arg(long, value_name = "ACTION", default_value = "restart")]
@@ -198,7 +198,7 @@ pub(super) fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let socket = Server::reserve(&socket_path, folder)?;
     let tap = arguments.tap.as_ref().map(Tap::open).transpose()?;
     let (daemons, served) = start_daemons(&arguments)?;
-    let console = arguments.console.open()?;
+    let console = arguments.console.open(&arguments.target.name)?;
 
     let config = VmConfig {
         memory_bytes: arguments.memory.0,

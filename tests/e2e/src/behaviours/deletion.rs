@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use vmsrs::{App, Error, Kind, RunError};
@@ -11,7 +11,9 @@ use vmsrs_protocol::shared::{LOCK_DELETED, LOCK_TAG, LOCK_WAITERS};
 
 use crate::counter::Counter;
 use crate::host::Guest;
-use crate::{Behaviour, Machine, raw, steps};
+use crate::limits::patient;
+use crate::mapping::lock_words;
+use crate::{Behaviour, Machine, fault, raw, steps};
 
 /// The behaviour in a window that ten times as many pages come and go in as it has.
 pub(super) const WINDOW: Behaviour = Behaviour {
@@ -22,6 +24,7 @@ pub(super) const WINDOW: Behaviour = Behaviour {
         ("waiter", waiter),
         ("processes", processes),
         ("other", other),
+        ("forged", forged),
     ],
     host: window,
 };
@@ -41,7 +44,7 @@ fn window(guest: &mut Guest) -> Result<()> {
         pages.with_context(|| format!("pages in {status}"))
     };
     let before = pages(guest)?;
-    guest.run_steps(&["come-and-go", "waiter", "processes"])?;
+    guest.run_steps(&["come-and-go", "waiter", "processes", "forged"])?;
     let left = pages(guest)? - before;
     ensure!(left < 64, "{left} pages of deleted domains are left");
     Ok(())
@@ -221,6 +224,39 @@ fn other(argument: &str) -> Result<()> {
     })?;
     println!("gone");
     Ok(())
+}
+
+/// A request that marks another user's domain as deleted, and fails, has deleted nothing.
+fn forged(_: &str) -> Result<()> {
+    let app = open("deletion-forged")?;
+    let (alice, bob) = (Counter::open(app, "alice")?, Counter::open(app, "bob")?);
+    let add = || {
+        alice.domain().run_with(&patient(), |_| {
+            alice.add(1);
+            Ok::<_, Error>(())
+        })
+    };
+    add()?;
+    let word = lock_words()?.wrapping_add(alice.domain().number() as usize);
+    // SAFETY: an aligned word of a mapping that stays.
+    let word = unsafe { AtomicU64::from_ptr(word) };
+    for mark in [LOCK_DELETED, u64::MAX] {
+        let outcome = bob.domain().run(|_| {
+            word.store(mark, Ordering::SeqCst);
+            fault::wild_write();
+            Ok::<_, Error>(())
+        });
+        ensure!(outcome.is_err(), "the request has not failed");
+        let info = alice.domain().info();
+        ensure!(info.is_ok(), "the domain counts as deleted: {info:?}");
+        let same = std::ptr::eq(app.domain("alice")?, alice.domain());
+        ensure!(same, "the domain was opened anew");
+        add()?;
+    }
+    let found = alice.read()?;
+    ensure!(found == 3, "the domain has {found}");
+    bob.domain().delete()?;
+    Ok(alice.domain().delete()?)
 }
 
 /// Users before the guest's end, each with its number as the value.

@@ -13,6 +13,7 @@ use vmsrs_protocol::ioctl::{DEVICE_PATH, IOCTL_INFO, IoctlInfo};
 
 use crate::fault::{store, wild_write};
 use crate::host::Guest;
+use crate::mapping::lock_words;
 use crate::raw::call;
 use crate::steps;
 use crate::{Behaviour, Machine};
@@ -439,16 +440,6 @@ fn lock_word(_: &str) -> Result<()> {
     counters.expect(before)?;
     counters.count()?;
     counters.expect(before + 1)
-}
-
-/// The lock words of the only app.
-fn lock_words() -> Result<*mut u64> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let offset = format!(" {:08x} ", vmsrs_protocol::ioctl::LOCKS_OFFSET);
-    let line = maps.lines().find(|line| line.contains(&offset));
-    let address = line.and_then(|line| line.split('-').next());
-    let address = address.with_context(|| format!("no lock words: {maps}"))?;
-    Ok(usize::from_str_radix(address, 16)? as *mut u64)
 }
 
 /// More hot domains than keys.

@@ -73,6 +73,10 @@ pub struct Driver {
     suspended: Mutex<Vec<u64>>,
     /// Tags of failed requests; guarded by `requests_lock`.
     failed: Mutex<Vec<u64>>,
+    /// The app's `lock`.
+    app_lock: Mutex<()>,
+    /// The app's `deleted`.
+    deleted: Mutex<Vec<u32>>,
 }
 
 impl Driver {
@@ -88,6 +92,8 @@ impl Driver {
             request_locks: [Mutex::new(()), Mutex::new(())],
             suspended: Mutex::new(Vec::new()),
             failed: Mutex::new(Vec::new()),
+            app_lock: Mutex::new(()),
+            deleted: Mutex::new(Vec::new()),
         })
     }
 
@@ -100,7 +106,7 @@ impl Driver {
     }
 
     /// `vmsrs_lock_word`.
-    pub(crate) fn word(&self, domain: u32) -> &AtomicU64 {
+    pub fn word(&self, domain: u32) -> &AtomicU64 {
         &self.words[domain as usize]
     }
 
@@ -231,8 +237,9 @@ impl Driver {
         }
     }
 
-    /// `vmsrs_lock_delete` of a lock that the tag has, with the wake-up that follows (`domain.c`).
+    /// `vmsrs_lock_delete` of a lock that the tag has, with what comes before and after it (`domain.c`).
     pub fn lock_delete(&self, domain: u32, tag: u64) {
+        let app = self.app_lock();
         let word = self.word(domain);
         let mut value = word.load(Ordering::Relaxed);
         loop {
@@ -244,7 +251,32 @@ impl Driver {
                 Err(now) => value = now,
             }
         }
+        self.deleted().push(domain);
+        drop(app);
         self.wake_one(domain);
+    }
+
+    /// `vmsrs_lock_deleted`.
+    fn lock_deleted(&self, domain: u32) -> bool {
+        self.lock_tag(domain) == LOCK_DELETED && self.deleted().contains(&domain)
+    }
+
+    /// `release_forged`.
+    pub fn release_forged(&self, domain: u32) {
+        let _app = self.app_lock();
+        if !self.deleted().contains(&domain) {
+            self.lock_release(domain, LOCK_DELETED);
+        }
+    }
+
+    fn app_lock(&self) -> MutexGuard<'_, ()> {
+        self.app_lock
+            .lock()
+            .expect("no thread panics with the lock")
+    }
+
+    fn deleted(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.deleted.lock().expect("no thread panics with the lock")
     }
 
     fn failed(&self) -> MutexGuard<'_, Vec<u64>> {
@@ -265,7 +297,7 @@ impl Driver {
             if outcome != Err(Errno::Again) {
                 return outcome;
             }
-            if self.lock_tag(domain) == LOCK_DELETED {
+            if self.lock_deleted(domain) {
                 return Err(Errno::Removed);
             }
             if self.queue().signalled[thread.number] {

@@ -1,5 +1,6 @@
 //! A running server.
 
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +13,12 @@ use vmsrs_bed::{patience, process};
 
 /// How long a server may take to listen; it takes less than a second.
 const START_LIMIT: Duration = Duration::from_secs(600);
+
+/// What a server prints. Not the console: each of its characters is an exit of the virtual CPU, and a server that is attacked
+/// has much to say.
+const LOG: &str = "/tmp/server.log";
+/// Lines of it that tell how a server has ended.
+const LAST_LINES: usize = 5;
 
 /// How a server is started.
 pub(super) struct Start<'a> {
@@ -41,6 +48,14 @@ pub(super) fn committed() -> Result<(u64, u64, u32)> {
     Ok((info.commits, info.sealed_pages, info.resident))
 }
 
+/// The last lines that a server has printed.
+pub(super) fn last_lines() -> String {
+    let text = fs::read(LOG).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join(" | ")
+}
+
 /// A running server; killed when dropped.
 pub(super) struct Server {
     process: Child,
@@ -50,10 +65,13 @@ impl Server {
     /// Starts the program, and waits until it listens.
     pub(super) fn start(start: &Start<'_>) -> Result<Self> {
         let program = start.program;
+        let log = File::create(LOG).context(LOG)?;
         let process = Command::new(program)
             .args(start.arguments)
             .envs(start.variables.iter().copied())
             .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
             .spawn()
             .with_context(|| format!("start {program}"))?;
         let mut server = Self { process };
@@ -64,7 +82,7 @@ impl Server {
                 Err(error) => {
                     ensure!(error.kind() == ErrorKind::ConnectionRefused, "{error}");
                     if let Some(status) = server.ended()? {
-                        anyhow::bail!("{program} ended with {status}");
+                        anyhow::bail!("{program} ended with {status}: {}", last_lines());
                     }
                     ensure!(
                         begin.elapsed() < patience::scaled(START_LIMIT),

@@ -125,6 +125,7 @@ fn result(mode: Mode, file: &str, skipped: Option<&str>, failures: Vec<String>) 
         failed: u32::from(!failures.is_empty()),
         skipped: skipped.map(str::to_owned),
         failures,
+        seconds: 0.0,
     }
 }
 

@@ -161,6 +161,7 @@ fn one(folder: &Path, mode: Mode, file: &str, skipped: &Path, port: u16) -> Resu
         failed: failures.len() as u32,
         skipped: is_empty.then(|| "all of its tests are left out".to_owned()),
         failures,
+        seconds: 0.0,
     })
 }
 

@@ -18,7 +18,7 @@ use vmsrs_campaign::kind::{self, Kind};
 
 pub(super) use kinds::{COPIES, LEFT_OUT, places};
 
-use super::server::Server;
+use super::server::{Server, last_lines};
 use super::tell;
 use crate::plan::{Errors, Finding};
 use crate::report::injector;
@@ -27,8 +27,8 @@ use crate::report::injector;
 pub(super) const INJECTOR_LIBRARY: &str = "libinject.so";
 /// Commands without an error for each one with an error, at least.
 const ORDINARY: u64 = 3;
-/// Errors between two lines that tell how far it is.
-const PROGRESS: u64 = 50;
+/// Errors between two reports of what was found so far: each takes the emulated console some seconds.
+const PROGRESS: u64 = 250;
 /// Complaints that are kept.
 const COMPLAINTS: usize = 24;
 
@@ -90,12 +90,14 @@ pub(super) trait Worker: Send + Sized {
     }
 }
 
-/// Adds what a connection has found.
-fn add(sum: &mut Errors, one: Errors) {
+/// Adds what a connection has found since it was asked last.
+fn add<W: Worker>(sum: &mut Errors, worker: &mut W) {
+    let one = std::mem::take(worker.found());
     sum.injected += one.injected;
     sum.request_lost += one.request_lost;
     sum.no_effect += one.no_effect;
     sum.own_wrong += one.own_wrong;
+    sum.unreported += one.unreported;
     sum.not_reached += one.not_reached;
     sum.others_harmed += one.others_harmed;
     sum.ordinary += one.ordinary;
@@ -118,9 +120,10 @@ fn note_end(server: &mut Server, found: &mut Errors) -> Result<bool> {
         return Ok(false);
     };
     found.restarts += 1;
+    let words = last_lines();
     found
         .complaints
-        .push(format!("the server ended with {status}"));
+        .push(format!("the server ended with {status}: {words}"));
     Ok(true)
 }
 
@@ -150,14 +153,13 @@ pub(super) fn inject<W: Worker>(seed: u64, errors: u64, only: &str) -> Result<()
     let mut server = W::start()?;
     let mut workers = workers::<W>(seed)?;
     let start = Instant::now();
-    let made = Mutex::new(0u64);
+    let found = Mutex::new(&mut sum);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for worker in &mut workers {
-            let (kinds, made, stop) = (&kinds, &made, &stop);
+            let (kinds, found, stop) = (&kinds, &found, &stop);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    let before = worker.found().injected;
                     let result = (0..ORDINARY)
                         .try_for_each(|_| worker.ordinary())
                         .and_then(|()| {
@@ -171,15 +173,24 @@ pub(super) fn inject<W: Worker>(seed: u64, errors: u64, only: &str) -> Result<()
                             stop.store(true, Ordering::Relaxed);
                         }
                     }
-                    let mut made = made
+                    let mut sum = found
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    *made += worker.found().injected - before;
-                    if *made >= errors {
+                    let before = sum.injected;
+                    add(&mut sum, worker);
+                    if sum.injected >= errors {
                         stop.store(true, Ordering::Relaxed);
                     }
-                    if *made % PROGRESS < worker.found().injected - before {
-                        println!("{} errors of {errors} after {:?}", *made, start.elapsed());
+                    if sum.injected / PROGRESS > before / PROGRESS {
+                        println!(
+                            "{} errors of {errors} after {:?}",
+                            sum.injected,
+                            start.elapsed()
+                        );
+                        // What an interrupted run has found is not lost. The last word comes at the end.
+                        if let Err(error) = tell(&Finding::Errors(sum.clone())) {
+                            eprintln!("{error:#}");
+                        }
                     }
                 }
             });
@@ -190,11 +201,12 @@ pub(super) fn inject<W: Worker>(seed: u64, errors: u64, only: &str) -> Result<()
         if !ended && let Err(error) = worker.check_all("the last error") {
             worker.harmed(format!("{error:#}"));
         }
-        add(&mut sum, std::mem::take(worker.found()));
+        add(&mut sum, &mut worker);
     }
     if !ended {
         note_end(&mut server, &mut sum)?;
     }
+    sum.ended = true;
     tell(&Finding::Errors(sum))
 }
 
@@ -233,7 +245,8 @@ pub(super) fn attack<W: Worker>(class: &str, each: u64, attack: &mut Attack<'_>)
         {
             worker.harmed(format!("{error:#}"));
         }
-        add(&mut sum, std::mem::take(worker.found()));
+        add(&mut sum, &mut worker);
     }
+    sum.ended = true;
     tell(&Finding::Errors(sum))
 }

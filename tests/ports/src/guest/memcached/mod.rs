@@ -23,7 +23,9 @@ pub(super) fn work(part: Part) -> Result<()> {
         } => suite::run(mode, shards, &only, &done),
         Part::Throughput { commands, vcpus } => throughput::measure(commands, vcpus),
         Part::Load => load::run(),
-        Part::Errors { seed, errors, kind } => errors::inject(seed, errors, &kind),
+        Part::Errors {
+            seed, errors, kind, ..
+        } => errors::inject(seed, errors, &kind),
         Part::Bugs { each } => errors::attack(each),
     }
 }

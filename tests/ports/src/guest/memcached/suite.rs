@@ -76,6 +76,7 @@ fn one(folder: &Path, mode: Mode, shards: u32, file: &str) -> Result<SuiteFile> 
         }
         thread::sleep(Duration::from_millis(50));
     };
+    let seconds = start.elapsed().as_secs_f64();
     // What the file has started and left.
     let group = i32::try_from(process.id())?;
     // SAFETY: sends a signal to the process group that was made for the file.
@@ -90,8 +91,10 @@ fn one(folder: &Path, mode: Mode, shards: u32, file: &str) -> Result<SuiteFile> 
         failed: 0,
         skipped: None,
         failures: Vec::new(),
+        seconds: 0.0,
     };
     parse(&text, &mut found);
+    found.seconds = seconds;
     match status {
         None => found.failures.push(format!("no end after {limit:?}")),
         Some(status) if !status.success() && found.failed == 0 => {
@@ -156,6 +159,7 @@ mod tests {
             failed: 0,
             skipped: None,
             failures: Vec::new(),
+            seconds: 0.0,
         };
         parse(text, &mut found);
         found

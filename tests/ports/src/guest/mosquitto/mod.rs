@@ -18,9 +18,9 @@ pub(super) fn work(part: Part) -> Result<()> {
         Part::Suite { .. } => bail!("the server's own suite runs on the machine, not in a guest"),
         Part::Throughput { commands, .. } => throughput::measure(commands),
         Part::Load => load::run(),
-        Part::Errors { seed, errors, kind } => {
-            errors::inject::<worker::Worker>(seed, errors, &kind)
-        }
+        Part::Errors {
+            seed, errors, kind, ..
+        } => errors::inject::<worker::Worker>(seed, errors, &kind),
         Part::Bugs { each } => bugs::attack(each),
     }
 }

@@ -319,7 +319,8 @@ impl Worker {
             self.reconnect()?;
         }
         let strike = answer.strike.as_ref();
-        let fired = strike.is_some_and(|strike| strike.fired) || ended.is_some();
+        let reported = strike.is_some_and(|strike| strike.fired);
+        let fired = reported || ended.is_some();
         if let Some(left) = strike.and_then(|strike| strike.left.clone()) {
             self.harmed(format!("{what}: left behind: {left}"));
         }
@@ -337,6 +338,7 @@ impl Worker {
             return Ok(());
         }
         self.found.injected += 1;
+        self.found.unreported += u64::from(!reported);
         *self.found.kinds.entry(kind.name.to_owned()).or_default() += 1;
         let mine = self.reads(step.topic)?;
         let (expected, counts) = match right {

@@ -258,9 +258,8 @@ impl errors::Worker for Worker {
             }
         };
         let failure = answer.as_ref().and_then(Reply::failure);
-        let fired = strike.as_ref().is_some_and(|strike| strike.fired)
-            || failure.is_some()
-            || answer.is_none();
+        let reported = strike.as_ref().is_some_and(|strike| strike.fired);
+        let fired = reported || failure.is_some() || answer.is_none();
         if let Some(left) = strike.and_then(|strike| strike.left) {
             self.harmed(format!("{what}: left behind: {left}"));
         }
@@ -276,6 +275,7 @@ impl errors::Worker for Worker {
             return Ok(());
         }
         self.found.injected += 1;
+        self.found.unreported += u64::from(!reported);
         *self.found.kinds.entry(kind.name.to_owned()).or_default() += 1;
         let mine = self.reads(step.place)?;
         let (expected, counts) = match right {

@@ -299,8 +299,8 @@ impl errors::Worker for Worker {
         ) {
             self.client = Client::connect()?;
         }
-        let fired = strike.as_ref().is_some_and(|strike| strike.fired)
-            || matches!(answer, Answer::Failed(_) | Answer::Closed);
+        let reported = strike.as_ref().is_some_and(|strike| strike.fired);
+        let fired = reported || matches!(answer, Answer::Failed(_) | Answer::Closed);
         if let Some(left) = strike.and_then(|strike| strike.left) {
             self.harmed(format!("{what}: left behind: {left}"));
         }
@@ -315,6 +315,7 @@ impl errors::Worker for Worker {
             return Ok(());
         }
         self.found.injected += 1;
+        self.found.unreported += u64::from(!reported);
         *self.found.kinds.entry(kind.name.to_owned()).or_default() += 1;
         let mine = match self.reads(step.key) {
             Ok(mine) => mine,
