@@ -398,6 +398,17 @@ fn a_network_card_passes_on_what_its_daemon_can_and_stops_with_empty_buffers() {
     let requests = daemon.join().unwrap();
     let count = |request| requests.iter().filter(|&&other| other == request).count();
     assert_eq!((count(GET_CONFIG), count(GET_VRING_BASE)), (0, 4));
+    // A stopped queue is emptied before the daemon loses the memory of its buffers.
+    const SET_MEM_TABLE: u32 = 5;
+    const SET_VRING_BASE: u32 = 10;
+    let stop = [
+        GET_VRING_BASE,
+        GET_VRING_BASE,
+        SET_VRING_BASE,
+        SET_VRING_BASE,
+        SET_MEM_TABLE,
+    ];
+    assert_eq!(requests.windows(5).filter(|part| *part == stop).count(), 2);
 }
 
 #[test]
