@@ -118,11 +118,14 @@ fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing t
 trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
 	tests/bed/trixie.sh $(TARGETS)
 
-deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and vmsrs-dkms
+# The release of Debian that packages are for: bookworm or trixie; by default the machine's own.
+export DEB_SUITE
+
+deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and vmsrs-dkms (DEB_SUITE=trixie: for Debian 13, as root)
 	packaging/deb.sh
 
-deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian 12 (as root)
-	tests/packages/test.sh
+deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian (as root; DEB_SUITE=)
+	tests/packages/test.sh $(DEB_SUITE)
 
 BENCH = $(CARGO) run --quiet --release -p vmsrs-bench --
 

@@ -1,7 +1,18 @@
 #!/bin/sh
-# Builds the Debian packages into build/deb, with the Rust that is in PATH. As root, installs what that needs first.
+# Builds the Debian packages into build/deb/SUITE, with the Rust that is in PATH. As root, installs what that needs first.
+#
+#   DEB_SUITE=trixie packaging/deb.sh      for that release of Debian, in a fresh root (as root); default: this machine's
 set -eu
 cd "$(dirname "$0")/.."
+
+machine=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+suite=${DEB_SUITE:-$machine}
+DESTINATION=$PWD/build/deb/$suite
+export DESTINATION
+
+if [ "$suite" != "$machine" ]; then
+	exec packaging/deb-elsewhere.sh "$suite" "$DESTINATION"
+fi
 
 profile=pkg.vmsrs.rustup
 if ! missing=$(dpkg-checkbuilddeps -P$profile 2>&1); then
@@ -14,8 +25,6 @@ if ! missing=$(dpkg-checkbuilddeps -P$profile 2>&1); then
 	apt-get --quiet --yes --no-install-recommends -P $profile build-dep ./
 fi
 
-DESTINATION=$PWD/build/deb
-export DESTINATION
 rm -rf "$DESTINATION"
 mkdir -p "$DESTINATION"
 dpkg-buildpackage --build=binary --no-sign --post-clean -P$profile \

@@ -28,7 +28,39 @@ make_root() {
 	apt-config dump Acquire >"$folder/apt.conf"
 	local sources=("deb $main $suite main" "deb $main $suite-updates main")
 	[ -z "$security" ] || sources+=("deb $security $suite-security main")
-	mmdebstrap --variant=apt --aptopt="$folder/apt.conf" --include="$packages" \
+	# Nobody needs it after a power failure.
+	mmdebstrap --variant=apt --aptopt="$folder/apt.conf" --dpkgopt=force-unsafe-io --include="$packages" \
 		"$suite" "$folder/root" "${sources[@]}"
 	cp --dereference /etc/resolv.conf /etc/hosts "$folder/root/etc/"
+	# A proxy may have a certificate of its own.
+	[ ! -d "$folder/root/etc/ssl/certs" ] ||
+		cp --dereference /etc/ssl/certs/ca-certificates.crt "$folder/root/etc/ssl/certs/"
+}
+
+# add_project ROOT: this project's sources in ROOT/vmsrs, and what its build needs: this machine's Rust, which enter_root mounts, since
+# Debian's is too old, and cargo's configuration.
+add_project() {
+	local root=$1 config
+	mkdir "$root/vmsrs" "$root/usr/local/rust" "$root/root/.cargo"
+	git ls-files -z --cached --others --exclude-standard |
+		tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$root/vmsrs"
+	for config in config config.toml; do
+		cp --dereference "${CARGO_HOME:-$HOME/.cargo}/$config" "$root/root/.cargo/" 2>/dev/null || :
+	done
+}
+
+# enter_root ROOT COMMAND...: runs it in there. What is mounted is mounted in a name space of its own, which is gone with the command.
+enter_root() {
+	local rust=
+	[ ! -d "$1/usr/local/rust" ] || rust=$(rustc --print sysroot)
+	rust=$rust unshare --mount --propagation private --pid --fork --kill-child bash -euc '
+		root=$1
+		shift
+		[ -z "$rust" ] || mount --bind "$rust" "$root/usr/local/rust"
+		mount --rbind /dev "$root/dev"
+		mount -t proc proc "$root/proc"
+		mount -t sysfs -o ro sysfs "$root/sys"
+		exec chroot "$root" env --unset=rust --unset=CARGO_HOME --unset=RUSTUP_HOME --unset=CARGO_TARGET_DIR --unset=MAKEFLAGS \
+			HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
+			PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"' bash "$@"
 }

@@ -20,29 +20,9 @@ suite=trixie
 
 mkdir -p build
 folder=$(mktemp --directory "$PWD/build/trixie-XXXXXX")
-# Whatever is mounted below it is mounted in another name space, which is gone by then.
 trap 'rm --recursive --force --one-file-system "$folder"' EXIT
 root=$folder/root
 
 make_root "$suite" "$folder" ca-certificates,make,gcc,libc6-dev
-
-mkdir "$root/vmsrs" "$root/usr/local/rust" "$root/root/.cargo"
-git ls-files -z --cached --others --exclude-standard |
-	tar --create --null --files-from=- --ignore-failed-read | tar --extract --directory="$root/vmsrs"
-# A proxy may have a certificate of its own.
-cp --dereference /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-for config in config config.toml; do
-	cp --dereference "${CARGO_HOME:-$HOME/.cargo}/$config" "$root/root/.cargo/" 2>/dev/null || :
-done
-
-export root
-rust=$(rustc --print sysroot)
-export rust
-unshare --mount --propagation private --pid --fork --kill-child bash -euc '
-	mount --bind "$rust" "$root/usr/local/rust"
-	mount --rbind /dev "$root/dev"
-	mount -t proc proc "$root/proc"
-	mount -t sysfs -o ro sysfs "$root/sys"
-	exec chroot "$root" env --unset=CARGO_HOME --unset=RUSTUP_HOME --unset=CARGO_TARGET_DIR --unset=MAKEFLAGS \
-		HOME=/root PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-		make --directory=/vmsrs "$@"' bash "$@"
+add_project "$root"
+enter_root "$root" make --directory=/vmsrs "$@"

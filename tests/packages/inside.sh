@@ -18,6 +18,9 @@ files() {
 		sort
 }
 
+lintian --allow-root --fail-on error,warning /tmp/vmsrs.changes || fail 'lintian has complaints'
+echo 'lintian: no errors, no warnings'
+
 # What the packages depend on, and what the checks below use.
 apt update
 apt install dkms linux-headers-cloud-amd64 gcc libc6-dev pkg-config man-db bash-completion systemd udev
@@ -30,6 +33,13 @@ for package in "${packages[@]}"; do
 	debs+=(/tmp/"${package}"_*.deb)
 done
 apt install "${debs[@]}"
+
+# The library looks into the dynamic linker, so apt must not combine it with another glibc.
+glibc=$(dpkg-query --show --showformat '${Version}' libc6)
+glibc=${glibc%%-*}
+depends=$(dpkg-query --show --showformat '${Depends}' libvmsrs1)
+[[ $depends = *"libc6 (>> $glibc), libc6 (<< ${glibc%.*}.$((${glibc##*.} + 1)))"* ]] ||
+	fail "libvmsrs1 does not depend on glibc $glibc alone: $depends"
 
 version=$(dpkg-query --show --showformat '${Version}' vmsrs)
 [ "$(vmsrs --version)" = "vmsrs $version" ] || fail "the command is not of version $version"

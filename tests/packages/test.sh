@@ -1,35 +1,24 @@
 #!/usr/bin/env bash
-# Checks the packages that `make deb` has built: with lintian, and in a fresh Debian below build/ by tests/packages/inside.sh.
+# Checks the packages that `make deb` has built in a fresh Debian below build/: with its lintian, and by tests/packages/inside.sh.
 #
-#   tests/packages/test.sh [SUITE...]      default: bookworm
+#   tests/packages/test.sh [SUITE]      default: this machine's
 #
 # It needs root. The Debian is removed in the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-(($#)) || set -- bookworm
+suite=${1:-$(. /etc/os-release && echo "$VERSION_CODENAME")}
+packages=build/deb/$suite
+if [ ! -f "$packages/vmsrs.changes" ]; then
+	echo "$0: there are no packages in $packages; build them by: make deb DEB_SUITE=$suite" >&2
+	exit 1
+fi
 . tests/bed/root.sh
 
-if ! command -v lintian >/dev/null; then
-	apt-get --quiet update
-	apt-get --quiet install --yes --no-install-recommends lintian
-fi
-lintian --allow-root --fail-on error,warning build/deb/vmsrs.changes
-echo 'lintian: no errors, no warnings'
-
-folder=
-trap '[ -z "$folder" ] || rm --recursive --force --one-file-system "$folder"' EXIT
-for suite; do
-	folder=$(mktemp --directory "$PWD/build/packages-XXXXXX")
-	make_root "$suite" "$folder" ca-certificates
-	export root=$folder/root
-	cp tests/packages/inside.sh build/deb/*.deb "$root/tmp/"
-	# Mounts are in a name space of their own, which is gone with the command.
-	unshare --mount --propagation private --pid --fork --kill-child bash -euc '
-		mount --rbind /dev "$root/dev"
-		mount -t proc proc "$root/proc"
-		mount -t sysfs -o ro sysfs "$root/sys"
-		exec chroot "$root" env --ignore-environment HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
-			PATH=/usr/sbin:/usr/bin:/sbin:/bin bash /tmp/inside.sh'
-	rm --recursive --force --one-file-system "$folder"
-	echo "$suite: the packages can be installed, used and purged"
-done
+folder=$(mktemp --directory "$PWD/build/packages-XXXXXX")
+trap 'rm --recursive --force --one-file-system "$folder"' EXIT
+root=$folder/root
+make_root "$suite" "$folder" ca-certificates,lintian
+cp tests/packages/inside.sh "$packages"/* "$root/tmp/"
+enter_root "$root" env --ignore-environment HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
+	PATH=/usr/sbin:/usr/bin:/sbin:/bin bash /tmp/inside.sh
+echo "$suite: the packages can be installed, used and purged"
