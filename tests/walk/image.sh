@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the disks of a guest and of a KVM host, with the packages that `make deb` has built and the commands of docs/operating.md.
 #
-#   tests/walk/image.sh guest SUITE      build/guest/SUITE: disk.img, vmlinuz, initrd.img, symbols/ledger
+#   tests/walk/image.sh guest SUITE      build/guest/SUITE: disk.img, vmlinuz, initrd.img, and for `vmsrs incidents` symbols
 #   tests/walk/image.sh host SUITE       build/walk/SUITE: a host with that guest, for `vmsrs-walk run`
 #
 # It needs root, but no loop device: mke2fs fills a disk from a folder.
@@ -75,7 +75,7 @@ guest)
 	rm "$root"/root/*.deb
 	finish guest 4G
 	mkdir "$folder/symbols"
-	cp "$root/usr/local/bin/ledger" "$folder/symbols/"
+	cp "$root/usr/local/bin/ledger" "$root"/usr/lib/x86_64-linux-gnu/libvmsrs.so.1.0.0 "$folder/symbols/"
 	keep "build/guest/$suite" disk.img vmlinuz initrd.img symbols
 	;;
 host)

@@ -10,7 +10,8 @@ matches() {
 	exec 3<"$1"
 	while IFS= read -r line || [ -n "$line" ]; do
 		[ "$line" != ... ] || continue
-		pattern=$(sed 's/[][\\*?]/\\&/g; s/\.\.\./*/g' <<<"$line")
+		# Nothing but `...` is a pattern, not even those of extglob.
+		pattern=$(sed 's/[][\\*?()|!+@]/\\&/g; s/\.\.\./*/g' <<<"$line")
 		while :; do
 			IFS= read -r line <&3 || [ -n "$line" ] || {
 				echo "walk: not printed: $pattern" >>"$1"
