@@ -1455,8 +1455,8 @@ long vmsrs_domain_delete(struct vmsrs_file *file, const struct vmsrs_ioctl_delet
 long vmsrs_domain_info(struct vmsrs_app *app, struct vmsrs_ioctl_domain_info *arg);
 
 /* commit.c */
-long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
-		  const struct vmsrs_ioctl_commit *arg);
+long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread, u64 tag, u32 number,
+		  u32 flags);
 
 /* evidence.c */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body);
