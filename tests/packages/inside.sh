@@ -12,9 +12,10 @@ apt() {
 	apt-get --quiet --yes --no-install-recommends "$@" >/tmp/apt.log 2>&1 || { cat /tmp/apt.log; fail "apt-get $*"; }
 }
 
-# All files that last, without those of apt and of packages' triggers, and the key that dkms makes for the machine with the first module.
+# All files that last, without those of apt and of packages' triggers, the key that dkms makes for the machine with the first module,
+# and the copies of lists of users and groups that are made when one is added.
 files() {
-	find / -xdev \( -path /tmp -o -path /run -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path "/var/lib/dkms/mok.*" \) -prune -o -print |
+	find / -xdev \( -path "/etc/*shadow-" -o -path "/etc/passwd-" -o -path "/etc/group-" -o -path /tmp -o -path /run -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path "/var/lib/dkms/mok.*" \) -prune -o -print |
 		sort
 }
 
@@ -76,7 +77,9 @@ systemd-analyze verify --man=no vmsrs@web.service vmsrs-incidents@web.service 2>
 journalctl --dump-catalog | grep vmsrs >/dev/null || fail 'the journal does not have the texts'
 getent passwd vmsrs >/dev/null || fail 'no user for virtual machines'
 getent group vmsrs >/dev/null || fail 'no group for the device'
-udevadm --help | grep '^ *verify' >/dev/null && { udevadm verify --no-style 60-vmsrs-dkms.rules || fail 'the rule is wrong'; }
+rules=$(dpkg --listfiles vmsrs-dkms | grep '\.rules$')
+# Debian 12 has no such command.
+udevadm --help | grep '^ *verify' >/dev/null && { udevadm verify --no-style "$rules" >/tmp/udev.log 2>&1 || { cat /tmp/udev.log; fail 'the rule is wrong'; }; }
 
 # Users and groups stay, as those of all packages do: a file may be theirs.
 apt purge "${packages[@]}"
