@@ -78,7 +78,11 @@ fn a_daemon_that_is_not_installed_is_named_with_its_package() {
     place.before = super::list(Path::new(&place.path("")));
     let mut command = place.command(&kernel, &["--disk", &image]);
     let output = command.env("PATH", "/no/such/folder").output().unwrap();
-    let words = ["--disk needs qemu-storage-daemon", "qemu-utils"];
+    let words = [
+        "--disk needs qemu-storage-daemon",
+        "qemu-utils",
+        "qemu-system-common",
+    ];
     place.assert_refused(&output, MACHINE, &words);
 }
 

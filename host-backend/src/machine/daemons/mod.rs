@@ -31,7 +31,7 @@ pub struct Program {
 const STORAGE: Program = Program {
     name: "qemu-storage-daemon",
     option: "--disk",
-    package: "install Debian's package qemu-utils",
+    package: "install Debian 13's package qemu-utils, or Debian 12's qemu-system-common",
 };
 const SHARING: Program = Program {
     name: "virtiofsd",
