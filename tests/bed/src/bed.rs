@@ -72,7 +72,7 @@ impl Bed {
         })
     }
 
-    /// What runs the guests of jobs that are not [`Job::deterministic`].
+    /// What runs the guests of jobs that are neither [`Job::deterministic`] nor [`Job::on_system`].
     pub fn accelerator(&self) -> Accelerator {
         self.accelerator
     }
@@ -187,7 +187,8 @@ impl Bed {
     /// an error here: see [`Outcome::code`].
     pub fn run(&self, job: &Job, mut on_event: impl FnMut(Event<'_>)) -> Result<Outcome> {
         job.check()?;
-        if self.accelerator == Accelerator::Direct && !job.deterministic {
+        let is_nested = job.deterministic || job.system.is_some();
+        if self.accelerator == Accelerator::Direct && !is_nested {
             return direct::run(job, &mut on_event);
         }
         tools::ensure(tools::NESTED, &*self.progress)?;

@@ -43,6 +43,18 @@ pub struct Job {
     pub(crate) cpu_model: String,
     pub(crate) plugin: Option<String>,
     pub(crate) host_series: Series,
+    pub(crate) system: Option<System>,
+}
+
+/// A Debian on a disk, to be the KVM host of a job; see [`Job::on_system`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct System {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// Its initramfs, which mounts `/dev/vda`.
+    pub initramfs: PathBuf,
+    /// The raw image of the disk. It does not change: what is written is gone with the job.
+    pub disk: PathBuf,
 }
 
 /// A file of a job.
@@ -73,6 +85,17 @@ impl Job {
             cpu_model: "max".to_owned(),
             plugin: None,
             host_series: Series::V6_1,
+            system: None,
+        }
+    }
+
+    /// A job of a KVM host that is a system on a disk, with its own init, which does what is to be done. The result stream is its
+    /// second serial port, where it must write `@start` when it begins and `@exit CODE` in the end; then it must reboot or power
+    /// off. Commands, files and environment have no meaning for it. It never uses this machine's own KVM.
+    pub fn on_system(system: System) -> Self {
+        Self {
+            system: Some(system),
+            ..Self::new(["true"])
         }
     }
 

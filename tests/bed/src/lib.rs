@@ -42,7 +42,7 @@ pub use command::shell_quote;
 pub use error::{Error, Result};
 pub use flavour::Flavour;
 pub use image::Image;
-pub use job::{Event, Job, Outcome};
+pub use job::{Event, Job, Outcome, System};
 pub use kernel::{Kernel, Series};
 pub use program::Program;
 pub use release::Release;

@@ -2,7 +2,7 @@
 //! QEMU's software CPU emulates.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::accelerator::Accelerator;
@@ -27,7 +27,14 @@ const RESULTS: &str = "/dev/ttyS1";
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
     no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 
-/// Boots `kernel` with `base` (an image with busybox) and the job in it, and waits for the job's end.
+/// What the KVM host boots.
+struct Boot<'a> {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    disk: Option<&'a Path>,
+}
+
+/// Boots `kernel` with `base` (an image with busybox) and the job in it, or the job's own system, and waits for the job's end.
 pub(crate) fn run(
     qemu: &Qemu,
     kernel: &Kernel,
@@ -35,15 +42,24 @@ pub(crate) fn run(
     job: &Job,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome> {
-    let image = pack(kernel, base, job)?;
+    let image;
+    let boot = match &job.system {
+        Some(system) => Boot {
+            kernel: system.kernel.clone(),
+            initramfs: system.initramfs.clone(),
+            disk: Some(&system.disk),
+        },
+        None => {
+            image = pack(kernel, base, job)?;
+            Boot {
+                kernel: kernel.vmlinuz(),
+                initramfs: project::open_file(&image),
+                disk: None,
+            }
+        }
+    };
     let plugin = injection::plugin()?;
-    let mut process = emulator(
-        qemu,
-        kernel,
-        &project::open_file(&image),
-        &project::open_file(&plugin),
-        job,
-    );
+    let mut process = emulator(qemu, &boot, &project::open_file(&plugin), job);
     let monitor = Monitor::new()?;
     monitor.add_to(&mut process);
     let positions = || format!("\nIts CPUs are at\n{}", monitor.positions());
@@ -106,7 +122,7 @@ fn emulated_cpus(job: &Job) -> u32 {
     }
 }
 
-fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, injection: &Path, job: &Job) -> Command {
+fn emulator(qemu: &Qemu, boot: &Boot<'_>, injection: &Path, job: &Job) -> Command {
     // The kernel kills QEMU when this thread ends, however it does.
     let mut qemu = qemu.command(&["setpriv", "--pdeathsig", "KILL"]);
     qemu.args([
@@ -149,10 +165,15 @@ fn emulator(qemu: &Qemu, kernel: &Kernel, initrd: &Path, injection: &Path, job: 
         "-serial",
         "chardev:results",
     ]);
-    qemu.arg("-kernel")
-        .arg(kernel.vmlinuz())
-        .arg("-initrd")
-        .arg(initrd);
-    qemu.args(["-append", KERNEL_ARGUMENTS]);
+    qemu.arg("-kernel").arg(&boot.kernel);
+    qemu.arg("-initrd").arg(&boot.initramfs);
+    let mut arguments = KERNEL_ARGUMENTS.to_owned();
+    if let Some(disk) = boot.disk {
+        let disk = disk.to_string_lossy().replace(',', ",,");
+        let drive = format!("file={disk},format=raw,if=virtio,snapshot=on");
+        qemu.args(["-drive", &drive]);
+        arguments.push_str(" root=/dev/vda rw");
+    }
+    qemu.args(["-append", &arguments]);
     qemu
 }
