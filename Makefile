@@ -10,7 +10,7 @@ FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cdebug-asse
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares
 
 .PHONY: help demo port-memcached port-mosquitto port-redis build-ports bench profile costs baseline integral campaign campaigns test build build-demo build-campaign build-bench headers kmod \
-	lint unit e2e shortcampaign fuzz propagation fetch trixie deb deb-test debug-kernel clean
+	lint unit e2e shortcampaign fuzz propagation fetch trixie deb deb-test guest-image walk debug-kernel clean
 
 # What every target with a guest needs: the vmsrs command and the library. A target builds only what it uses.
 PRODUCT = -p vmsrs-host -p vmsrs
@@ -114,7 +114,7 @@ fetch: ## Fetch Debian's kernels and QEMU into build/cache and install missing t
 trixie: ## Run make fetch, kmod and demo in a fresh Debian 13 below build/ (as root; TARGETS= for others)
 	tests/bed/trixie.sh $(TARGETS)
 
-# The release of Debian that packages are for: bookworm or trixie; by default the machine's own.
+# The release of Debian that packages and guests are for: bookworm or trixie; by default the machine's own.
 export DEB_SUITE
 
 deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and vmsrs-dkms (DEB_SUITE=trixie: for Debian 13, as root)
@@ -122,6 +122,14 @@ deb: ## Build Debian packages into build/deb: vmsrs, libvmsrs1, libvmsrs-dev and
 
 deb-test: deb ## Check the packages with lintian, and install, use and purge them in a fresh Debian (as root; DEB_SUITE=)
 	tests/packages/test.sh $(DEB_SUITE)
+
+guest-image: deb ## Make a guest's root disk with systemd, the packages and the ledger, in build/guest (as root; DEB_SUITE=)
+	$(CARGO) build --release -p vmsrs-walk
+	tests/walk/image.sh guest $(DEB_SUITE)
+
+walk: fetch guest-image ## Run the commands of docs/operating.md, from the packages to the first incident, on a host with systemd (as root; DEB_SUITE=)
+	tests/walk/image.sh host $(DEB_SUITE)
+	$(CARGO) run --quiet --release -p vmsrs-walk -- run build/walk/$(or $(DEB_SUITE),$$(. /etc/os-release && echo $$VERSION_CODENAME))
 
 BENCH = $(CARGO) run --quiet --release -p vmsrs-bench --
 
