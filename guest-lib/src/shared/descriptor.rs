@@ -128,12 +128,19 @@ impl Descriptor {
 
     /// A copy of a descriptor, or `NONE`: the number may be another file's since it was looked at. Async-signal-safe.
     fn copy(&self, fd: RawFd) -> RawFd {
-        let copy = copy(fd);
+        self.checked_copy(fd, copy(fd))
+    }
+
+    /// The copy of `fd` that was just made, or `NONE`.
+    fn checked_copy(&self, fd: RawFd, copy: RawFd) -> RawFd {
         if copy < 0 || self.is_ours(copy) {
             return copy;
         }
-        // SAFETY: made above, of a file that nobody has asked to be kept open.
-        unsafe { libc::close(copy) };
+        // If `fd` is another file's, the copy is of that file, which nobody has asked to be kept open. If it is not, a stray call
+        // has taken the copy and its number is another's.
+        if let Some(file) = identity(fd) {
+            close_if(copy, file);
+        }
         NONE
     }
 
@@ -314,7 +321,13 @@ mod tests {
         let (file, other) = (file(), file());
         let descriptor = Descriptor::new(APPS[4], open(&file), all).unwrap();
         let another = open(&other);
-        assert_eq!(descriptor.copy(another), NONE);
+        // SAFETY: makes a descriptor.
+        let copy = unsafe { libc::fcntl(another, libc::F_DUPFD_CLOEXEC, 700) };
+        assert_eq!(descriptor.checked_copy(another, copy), NONE);
+        assert!(identity(copy).is_none());
+        // What was copied is the file's; the copy's number is another's since.
+        let ours = descriptor.get(never).unwrap();
+        assert_eq!(descriptor.checked_copy(ours, another), NONE);
         descriptor.close_ours(another);
         assert!(identity(another).is_some());
         stray_close(another);

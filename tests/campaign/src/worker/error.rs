@@ -12,7 +12,7 @@ use super::{Effect, Made, Struck, Worker};
 use crate::arm::{Arm, Strike};
 use crate::class::{Class, Seen, classify};
 use crate::host::{Harm, Scrubs};
-use crate::kind::Kind;
+use crate::kind::{Fate, Kind};
 use crate::plan::Planned;
 use crate::task::Task;
 use crate::world::Over;
@@ -134,7 +134,8 @@ impl Worker<'_> {
             // Listings are committed when the directory is left, even if the request fails later.
             world.add_maybe(struck.command);
         }
-        if class == Class::OthersHarmed {
+        let unexpected = class == Class::RecoveredWrongAnswer && kind.fate == Fate::Harmless;
+        if class == Class::OthersHarmed || unexpected {
             world.complain(format!(
                 "{} ({arm:?}), {} {}: answered {:?}, state {:?}, expected {must_be:?}",
                 kind.name,
