@@ -200,7 +200,7 @@ fn faults() -> Result<i64> {
 }
 
 /// Commits after which the driver has learnt whether they are read.
-const COMMITS: usize = 160;
+const COMMITS: usize = 96;
 
 impl Pages<'_> {
     /// Commits a page and reads it at once. Returns the page faults of the read, or `None` if a batch was sent meanwhile, whose
