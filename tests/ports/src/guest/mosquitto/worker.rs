@@ -53,6 +53,36 @@ struct Answer {
     ended: Option<String>,
 }
 
+/// Whose topic a message is of.
+#[derive(Debug, PartialEq, Eq)]
+enum Origin {
+    /// All.
+    Shared,
+    /// The connection that it came to, or nobody's: what an error has made of one of its own.
+    Own,
+    /// Another connection, so it should not have come.
+    Other,
+}
+
+fn origin(topic: &str, number: usize) -> Origin {
+    let mut levels = topic.split('/');
+    match (levels.next(), levels.next()) {
+        (Some("shared"), Some(_)) => Origin::Shared,
+        (Some("own"), Some(owner))
+            if (0..WORKERS).any(|other| other != number && owner == name_of(other)) =>
+        {
+            Origin::Other
+        }
+        _ => Origin::Own,
+    }
+}
+
+/// Names differ in more than a bit or a byte, so that one that is changed is nobody's.
+fn name_of(number: usize) -> String {
+    let letter = char::from(b'a' + number as u8);
+    std::iter::repeat_n(letter, 8).collect()
+}
+
 /// A connection with its topics.
 pub(super) struct Worker {
     number: usize,
@@ -65,10 +95,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Names differ in more than a bit or a byte, so that one that is changed is nobody's.
     fn name(&self) -> String {
-        let letter = char::from(b'a' + self.number as u8);
-        std::iter::repeat_n(letter, 8).collect()
+        name_of(self.number)
     }
 
     fn topic(&self, topic: usize) -> String {
@@ -159,9 +187,14 @@ impl Worker {
                     let message = message(first, &body)?;
                     // The connection may be gone.
                     let _ = self.client.acknowledge(&message);
-                    match message.topic.starts_with("shared/") {
-                        true => self.shared(&message)?,
-                        false => answer.messages.push(message),
+                    match origin(&message.topic, self.number) {
+                        Origin::Shared => self.shared(&message)?,
+                        Origin::Own => answer.messages.push(message),
+                        Origin::Other => self.harmed(format!(
+                            "a message of {} with {} bytes, which is another's",
+                            message.topic,
+                            message.payload.len()
+                        )),
                     }
                 }
                 Ok(Received::Packet(first, body)) => {
@@ -301,11 +334,19 @@ impl Worker {
         let dots = ".".repeat(self.random.random_range(0..300));
         let payload = format!("{} {number}{dots}", self.number);
         let answer = self.exchange(&publish("shared/news", payload.as_bytes(), true, false))?;
+        // It is taken, whatever else is wrong: the next one has another number.
+        if answer.answers.contains(&(PUBACK, 0)) {
+            SENT[self.number].store(number, Ordering::Relaxed);
+        }
         if answer.answers != [(PUBACK, 0)] || answer.ended.is_some() || !answer.messages.is_empty()
         {
-            bail!("a message to all: {:?} {:?}", answer.answers, answer.ended);
+            let topics: Vec<_> = answer.messages.iter().map(|one| &one.topic).collect();
+            bail!(
+                "a message to all: {:?} {:?}, and messages of {topics:?}",
+                answer.answers,
+                answer.ended
+            );
         }
-        SENT[self.number].store(number, Ordering::Relaxed);
         self.found.ordinary += 1;
         Ok(())
     }
@@ -480,5 +521,25 @@ impl errors::Worker for Worker {
 
     fn random(&mut self) -> &mut SmallRng {
         &mut self.random
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_topics_of_others_are_told_apart() {
+        assert_eq!(origin("shared/news", 0), Origin::Shared);
+        assert_eq!(origin("own/bbbbbbbb/0001", 0), Origin::Other);
+        for own in [
+            "own/aaaaaaaa/0001",
+            "own/aaaaaa",
+            "own/gggggggg/1",
+            "own",
+            "",
+        ] {
+            assert_eq!(origin(own, 0), Origin::Own, "{own:?}");
+        }
     }
 }
