@@ -157,6 +157,9 @@ static bool finish_pages(struct answer *answer, u32 i)
 			end = 0;
 			continue;
 		}
+		if (vmsrs_predict_samples(frame))
+			vmsrs_predict_learn(extent->domain,
+					    vmsrs_run_accessed(&answer->zap, extent->page + i));
 		entry->mapped = false;
 		if (!end)
 			start = i;

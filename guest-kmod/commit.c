@@ -8,13 +8,13 @@
 /*
  * Commits the domains on the list, and the resident pages of `hot`, which is locked. `copies` are
  * their new versions. Returns what vmsrs_batch_wait_sealed() takes, or 0 if nothing has been
- * written, and sets *number to the batch's. commit_lock and the request's lock are held. All
+ * written, and sets *batch to the batch's number. commit_lock and the request's lock are held. All
  * domains' locks are held from the first change to the last, so that no fault, commit or discard
  * sees some of the domains committed and others not.
  */
 static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vmsrs_request *request,
 			  struct hlist_head *domains, struct vmsrs_domain *hot,
-			  struct vmsrs_frames *copies, bool alone, u32 *number)
+			  struct vmsrs_frames *copies, bool alone, u32 *batch)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_domain *only = hot;
@@ -40,7 +40,7 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 	if (alone && only && drafts)
 		vmsrs_heat_learn(only, file, &records);
 	if (records.count)
-		end = vmsrs_batch_append(dev, &records, number);
+		end = vmsrs_batch_append(dev, &records, batch);
 	/*
 	 * Before the unlock: another member's next draft must not count beside the committed ones.
 	 */
@@ -62,11 +62,11 @@ static u64 domains_commit(struct vmsrs_file *file, struct mutex *lock, struct vm
 
 /*
  * Commits a request, whose lock is held. Sets *request to it, for the caller to keep or free, or to
- * NULL, and *end and *number as domains_commit() does.
+ * NULL, and *end and *batch as domains_commit() does.
  */
 static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
-			  const struct vmsrs_ioctl_commit *arg, struct mutex *lock,
-			  struct vmsrs_request **request, u64 *end, u32 *number)
+			  u64 tag, u32 number, u32 flags, struct mutex *lock,
+			  struct vmsrs_request **request, u64 *end, u32 *batch)
 {
 	struct vmsrs_domain *hot = NULL;
 	struct vmsrs_frames copies = { };
@@ -75,14 +75,14 @@ static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
 
 	if (!vmsrs_device_usable(file->dev))
 		return -ENODEV;
-	if (arg->domain == VMSRS_NONE)
-		hot = vmsrs_resident_lock(thread, arg->tag, lock);
+	if (number == VMSRS_NONE)
+		hot = vmsrs_resident_lock(thread, tag, lock);
 	if (IS_ERR(hot))
 		return PTR_ERR(hot);
 	if (hot)
-		error = vmsrs_resident_prepare(hot, thread, arg->tag, &copies);
+		error = vmsrs_resident_prepare(hot, thread, tag, &copies);
 	if (!error) {
-		*request = vmsrs_request_take_domains(file->app, arg->tag, arg->domain, &domains);
+		*request = vmsrs_request_take_domains(file->app, tag, number, &domains);
 		error = PTR_ERR_OR_ZERO(*request);
 	}
 	if (error) {
@@ -90,7 +90,7 @@ static long commit_locked(struct vmsrs_file *file, struct vmsrs_thread *thread,
 		vmsrs_pool_put_all(file->dev, &copies);
 	} else if (hot || !hlist_empty(&domains)) {
 		*end = domains_commit(file, lock, *request, &domains, hot, &copies,
-				      arg->flags & VMSRS_COMMIT_ALONE, number);
+				      flags & VMSRS_COMMIT_ALONE, batch);
 	}
 	if (hot)
 		mutex_unlock(&hot->lock);
@@ -120,37 +120,39 @@ static bool held_lost(struct vmsrs_app *app, const struct vmsrs_thread *thread, 
  * vmsrs_commit() - commit the drafts of a request
  * @file: its file
  * @thread: the calling thread
- * @arg: argument of the ioctl; the tag is the thread's
+ * @tag: the request's tag, which is the thread's
+ * @number: the domain to commit, or VMSRS_NONE for all
+ * @flags: VMSRS_COMMIT_*, unchecked as @number
  *
  * Return: 0; -ESTALE: the request has failed; -EOWNERDEAD: see vmsrs_resident_lock(); -ETIMEDOUT,
  * -EINTR: committed but not sealed yet; -EIO: committed, but content was lost before it was sealed;
  * -EINVAL; -ENODEV; -ENOMEM.
  */
-long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
-		  const struct vmsrs_ioctl_commit *arg)
+long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread, u64 tag, u32 number,
+		  u32 flags)
 {
 	struct vmsrs_device *dev = file->dev;
 	struct vmsrs_request *request = NULL;
 	struct mutex *lock;
-	u32 number = 0;
+	u32 batch = 0;
 	u64 end = 0;
 	long ret;
 
-	if (arg->flags & ~(VMSRS_COMMIT_SEAL | VMSRS_COMMIT_ALONE))
+	if (flags & ~(VMSRS_COMMIT_SEAL | VMSRS_COMMIT_ALONE))
 		return -EINVAL;
-	if (arg->domain != VMSRS_NONE && arg->domain >= VMSRS_MAX_DOMAINS)
+	if (number != VMSRS_NONE && number >= VMSRS_MAX_DOMAINS)
 		return -EINVAL;
-	lock = vmsrs_request_lock(dev, arg->tag);
-	ret = commit_locked(file, thread, arg, lock, &request, &end, &number);
+	lock = vmsrs_request_lock(dev, tag);
+	ret = commit_locked(file, thread, tag, number, flags, lock, &request, &end, &batch);
 	vmsrs_request_unlock(dev, lock);
 	if (ret)
 		return ret;
 	vmsrs_thread_keep_spare(thread, request);
-	if (!(arg->flags & VMSRS_COMMIT_SEAL))
+	if (!(flags & VMSRS_COMMIT_SEAL))
 		return 0;
 	/* Without pages in this commit, wait for those of the request's earlier ones. */
 	if (!end)
-		end = vmsrs_batch_last(dev, &number);
+		end = vmsrs_batch_last(dev, &batch);
 	ret = vmsrs_batch_wait_sealed(dev, end, true);
-	return !ret && held_lost(file->app, thread, number) ? -EIO : ret;
+	return !ret && held_lost(file->app, thread, batch) ? -EIO : ret;
 }

@@ -366,8 +366,8 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 }
 
 /*
- * Maps what has been committed in the calling process, which mostly reads it soon. The domain's
- * lock is held.
+ * Maps what has been committed in the calling process, which will probably read it soon. The
+ * domain's lock is held.
  */
 static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
@@ -448,10 +448,10 @@ void vmsrs_drafts_commit(struct vmsrs_domain *domain, struct vmsrs_frames *recor
 		draft->entry->draft = VMSRS_NO_DRAFT;
 		vmsrs_predict_written(domain, draft);
 	}
-	if (vma) {
+	if (vma && vmsrs_predict_reads(domain))
 		map_committed(domain, vma);
+	if (vma)
 		vmsrs_mapping_put(vma);
-	}
 	vmsrs_frames_move(&domain->drafts, records);
 	domain->owner = NULL;
 }

@@ -164,10 +164,14 @@ static void domain_renew(struct vmsrs_domain *domain)
 	domain->next_page = 0;
 	domain->row = 0;
 	domain->predicted = 0;
+	memset(domain->last_rows, 0, sizeof(domain->last_rows));
+	domain->row_score = 0;
+	domain->unread = 0;
 	if (domain->heat) {
 		domain->heat->steady = 0;
 		domain->heat->paid = 0;
 		domain->heat->reluctance = 0;
+		domain->heat->many = 0;
 		domain->heat->count = 0;
 		domain->heat->kept = 0;
 	}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* /dev/vmsrs: open, close, ioctl, mmap. */
+/* /dev/vmsrs: open, close, ioctl, fadvise, mmap. */
 #include <linux/bitops.h>
 #include <linux/bitmap.h>
 #include <linux/fdtable.h>
@@ -161,29 +161,6 @@ static long ioctl_tags(struct vmsrs_device *dev, void __user *user)
 
 	vmsrs_thread_tags(dev, &arg.tag_first, &arg.tag_count);
 	return copy_to_user(user, &arg, sizeof(arg)) ? -EFAULT : 0;
-}
-
-static long ioctl_commit(struct vmsrs_file *file, struct vmsrs_app *app, void __user *user)
-{
-	struct vmsrs_ioctl_commit arg;
-	struct vmsrs_thread *thread;
-	long ret;
-
-	if (copy_from_user(&arg, user, sizeof(arg)))
-		return -EFAULT;
-	thread = thread_of_tag(app, arg.tag);
-	if (IS_ERR(thread))
-		return PTR_ERR(thread);
-	ret = vmsrs_commit(file, thread, &arg);
-	/*
-	 * It is committed with the last three as well. After a commit of one domain, others have
-	 * drafts.
-	 */
-	if (arg.domain == VMSRS_NONE &&
-	    (!ret || ret == -ETIMEDOUT || ret == -EINTR || ret == -EIO))
-		vmsrs_thread_clear_written(thread, arg.tag);
-	vmsrs_thread_put(thread);
-	return ret;
 }
 
 /*
@@ -501,12 +478,6 @@ static long call(struct file *filp, unsigned int command, void __user *user)
 	struct vmsrs_file *file = filp->private_data;
 	struct vmsrs_app *app = file_app(file);
 
-	/*
-	 * The common one by itself: without jump tables, a switch compares one case after the
-	 * other.
-	 */
-	if (command == VMSRS_IOCTL_COMMIT && app && vmsrs_device_usable(file->dev))
-		return ioctl_commit(file, app, user);
 	if (_IOC_TYPE(command) != 'V')
 		return -ENOTTY;
 	if (needs_host(command) && !vmsrs_device_usable(file->dev))
@@ -565,17 +536,47 @@ static long call(struct file *filp, unsigned int command, void __user *user)
 }
 
 /*
- * The answer names the app: the caller may have meant a file that had this one's descriptor before.
+ * What a call answers that has not failed. It names the app: the caller may have meant a file that
+ * had this one's descriptor before.
  */
+static long answer(const struct vmsrs_app *app)
+{
+	return VMSRS_IOCTL_ANSWER + (app ? app->number : VMSRS_MAX_APPS);
+}
+
 static long file_ioctl(struct file *filp, unsigned int command, unsigned long arg)
 {
-	struct vmsrs_file *file = filp->private_data;
 	long ret = call(filp, command, (void __user *)arg);
-	struct vmsrs_app *app = file_app(file);
 
-	if (ret < 0)
-		return ret;
-	return VMSRS_IOCTL_ANSWER + (app ? app->number : VMSRS_MAX_APPS);
+	return ret < 0 ? ret : answer(file_app(filp->private_data));
+}
+
+/* Commits a request: `offset` is its tag, `length` the domain and flags. */
+static int file_fadvise(struct file *filp, loff_t offset, loff_t length, int advice)
+{
+	struct vmsrs_file *file = filp->private_data;
+	struct vmsrs_app *app = file_app(file);
+	u32 domain = upper_32_bits(length);
+	struct vmsrs_thread *thread;
+	u64 tag = offset;
+	long ret;
+
+	if (advice != VMSRS_ADVICE_COMMIT)
+		return -EINVAL;
+	if (!app)
+		return -EBADFD;
+	thread = thread_of_tag(app, tag);
+	if (IS_ERR(thread))
+		return PTR_ERR(thread);
+	ret = vmsrs_commit(file, thread, tag, domain, lower_32_bits(length));
+	/*
+	 * It is committed with the last three as well. After a commit of one domain, others have
+	 * drafts.
+	 */
+	if (domain == VMSRS_NONE && (!ret || ret == -ETIMEDOUT || ret == -EINTR || ret == -EIO))
+		vmsrs_thread_clear_written(thread, tag);
+	vmsrs_thread_put(thread);
+	return ret < 0 ? ret : answer(app);
 }
 
 /* Does the mapping lie within `length` bytes at `offset` of the file? */
@@ -642,5 +643,6 @@ const struct file_operations vmsrs_fops = {
 	.flush = file_flush,
 	.release = file_release,
 	.unlocked_ioctl = file_ioctl,
+	.fadvise = file_fadvise,
 	.mmap = file_mmap,
 };

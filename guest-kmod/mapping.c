@@ -386,7 +386,9 @@ static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 coun
 	unsigned long address = page_address_of(run->app, run->page + i);
 	const struct vmsrs_device *dev = run->app->dev;
 	/* Entries differ from this one in the physical address. */
-	pteval_t zero = pte_val(pte_mkspecial(pfn_pte(0, prot)));
+	pte_t first = pte_mkspecial(pfn_pte(0, prot));
+	/* Of committed versions the CPU notes whether they are read. */
+	pteval_t zero = pte_val(drafts ? first : pte_mkold(first));
 	pteval_t pool = zero + dev->pool_region.phys, vault = zero + dev->vault_region.phys, value;
 	struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
@@ -443,6 +445,24 @@ int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 	}
 	run->count = 0;
 	return error;
+}
+
+/**
+ * vmsrs_run_accessed() - tell whether a page has been accessed since vmsrs_run_map() mapped it
+ * @run: its app, and the mapping or NULL
+ * @page: the page, which is mapped; its domain is locked
+ *
+ * Return: also true if nobody can tell.
+ */
+bool vmsrs_run_accessed(const struct vmsrs_run *run, u32 page)
+{
+	struct vmsrs_run one = { .app = run->app, .vma = run->vma, .page = page, .count = 1 };
+	pmd_t *pmd;
+
+	if (!run->vma || !within(&one) || !vmsrs_app_is_private(run->app))
+		return true;
+	pmd = find_table(run->vma->vm_mm, page_address_of(run->app, page));
+	return pmd && pte_young(*pte_offset_kernel(pmd, page_address_of(run->app, page)));
 }
 
 /**

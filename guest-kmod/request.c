@@ -186,7 +186,9 @@ void vmsrs_request_unlock(struct vmsrs_device *dev, struct mutex *lock)
  * @domains: list that they are moved to
  *
  * The domains still name their owner until their lock is taken; a draft made before that belongs
- * to what the caller does. The request's lock is held.
+ * to what the caller does. A request that has nothing else to be remembered for is in the table no
+ * more: what its other threads write from now on belongs to a new one of the same tag. The
+ * request's lock is held.
  *
  * Return: the request; NULL if there is none; ERR_PTR(-ESTALE) if it has failed, and then
  * nothing is taken.
@@ -205,6 +207,8 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 		request = ERR_PTR(-ESTALE);
 	} else if (request && number == VMSRS_NONE) {
 		hlist_move_list(&request->domains, domains);
+		if (!request->suspended_by)
+			vmsrs_request_remove(request);
 	} else if (request) {
 		hlist_for_each_entry(domain, &request->domains, owned) {
 			if (domain->number != number)
@@ -220,7 +224,7 @@ struct vmsrs_request *vmsrs_request_take_domains(struct vmsrs_app *app, u64 tag,
 
 /**
  * vmsrs_request_remove_idle() - forget a request that has nothing to be remembered for
- * @request: the request; it stays if it has drafts, has failed or is suspended
+ * @request: the request; it stays if it has domains, has failed or is suspended
  *
  * The request's lock is held.
  *
@@ -233,6 +237,9 @@ struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request)
 	bool idle;
 
 	lockdep_assert_held(&dev->commit_lock);
+	/* Under the request's lock, nothing else removes it. */
+	if (hlist_unhashed(&request->node))
+		return request;
 	spin_lock(&dev->requests_lock);
 	idle = hlist_empty(&request->domains) && !request->failed && !request->suspended_by;
 	if (idle)

@@ -24,6 +24,12 @@
 /* Commits in a row that have left a resident page as it was, after which the domain cools. */
 #define COOL_AFTER		8
 
+/* Claims a hot domain for the driver unless it has a claim, which is returned, otherwise 0. */
+static s64 try_claim(struct vmsrs_resident *resident)
+{
+	return atomic64_cmpxchg(resident->claim, 0, CLAIMED_HERE);
+}
+
 /**
  * vmsrs_resident_claim() - claim a hot domain, whose lock is held, for the driver
  * @resident: its resident pages
@@ -32,9 +38,7 @@
  */
 bool vmsrs_resident_claim(struct vmsrs_resident *resident)
 {
-	s64 nobody = 0;
-
-	return atomic64_try_cmpxchg(resident->claim, &nobody, CLAIMED_HERE);
+	return !try_claim(resident);
 }
 
 /* Is that a request's? A stray write can have left anything in a claim. */
@@ -396,12 +400,11 @@ bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *m
 
 	if (!resident)
 		return true;
-	claim = atomic64_read(resident->claim);
-	if ((u64)claim == tag && resident->mm == mm)
+	if ((u64)atomic64_read(resident->claim) == tag && resident->mm == mm)
 		return true;
+	claim = try_claim(resident);
 	/* One that has died, or lost its tag, is not inside. */
-	if (!vmsrs_resident_claim(resident) && claim_valid(resident, claim) &&
-	    !vmsrs_request_orphaned(domain->app, claim))
+	if (claim && claim_valid(resident, claim) && !vmsrs_request_orphaned(domain->app, claim))
 		return false;
 	vmsrs_resident_drop(domain);
 	return true;

@@ -315,6 +315,7 @@ struct vmsrs_heat {
  * @predicted: pages at the end of @row that were drafted ahead with its last write
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
+ * @unread: samples in a row of versions that nobody had read before they were sealed
  * @ahead: some of @drafts were made ahead
  */
 struct vmsrs_domain {
@@ -334,7 +335,8 @@ struct vmsrs_domain {
 	u8 row;
 	u8 predicted;
 	u8 last_rows[2];
-	s8 row_score;
+	s8 row_score : 4;
+	u8 unread : 4;
 	bool ahead;
 };
 
@@ -1092,6 +1094,7 @@ void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
 int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts);
+bool vmsrs_run_accessed(const struct vmsrs_run *run, u32 page);
 
 /*
  * Layer 2: messages to the host, and the pool.
@@ -1307,6 +1310,9 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 		  bool first, struct vmsrs_prediction *prediction);
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
 void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame);
+bool vmsrs_predict_reads(const struct vmsrs_domain *domain);
+bool vmsrs_predict_samples(const struct vmsrs_frame *frame);
+void vmsrs_predict_learn(struct vmsrs_domain *domain, bool read);
 bool vmsrs_heat_steady(struct vmsrs_heat *heat);
 
 /* Counts a commit of resident pages that were written. */
@@ -1455,8 +1461,8 @@ long vmsrs_domain_delete(struct vmsrs_file *file, const struct vmsrs_ioctl_delet
 long vmsrs_domain_info(struct vmsrs_app *app, struct vmsrs_ioctl_domain_info *arg);
 
 /* commit.c */
-long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread,
-		  const struct vmsrs_ioctl_commit *arg);
+long vmsrs_commit(struct vmsrs_file *file, struct vmsrs_thread *thread, u64 tag, u32 number,
+		  u32 flags);
 
 /* evidence.c */
 void vmsrs_evidence_registers(struct vmsrs_incident_report *body);

@@ -101,7 +101,7 @@
 /* Virtio vendor ID ("VSRS"). */
 #define VMSRS_VENDOR_ID 0x53525356
 /* Version of the whole protocol. Both sides reject any other. */
-#define VMSRS_ABI_VERSION 11
+#define VMSRS_ABI_VERSION 12
 /* Feature bit: the device has an event queue. */
 #define VMSRS_FEATURE_EVENTS 0
 /* Index of the queue for requests of the driver. */
@@ -909,9 +909,9 @@ struct vmsrs_hot_domains {
 };
 
 /*
- * ioctl(2) and mmap(2) on /dev/vmsrs.
+ * ioctl(2), fadvise(2) and mmap(2) on /dev/vmsrs.
  *
- * Every ioctl may fail with:
+ * Every call may fail with:
  *
  * - ENODEV: the device is gone, or the host missed a timeout or broke the
  *   protocol.
@@ -968,21 +968,6 @@ struct vmsrs_hot_domains {
 
 /* Fetches tags (struct vmsrs_ioctl_tags). */
 #define VMSRS_IOCTL_TAGS 0x80105605
-
-/*
- * Commits drafts of a request (struct vmsrs_ioctl_commit).
- *
- * - EPERM: it is not the request of the calling thread.
- * - ESTALE: the driver has failed the request (deadline); nothing is committed.
- * - EOWNERDEAD: the calling thread has the key of a hot domain open, but a
- *   stray write has taken the domain from its request; nothing is committed.
- * - ETIMEDOUT: committed, but the host did not seal in time (VMSRS_COMMIT_SEAL
- *   only).
- * - EIO: committed, but content of a domain that the thread holds was lost
- *   before it was sealed, because the host's memory is broken
- *   (VMSRS_COMMIT_SEAL only).
- */
-#define VMSRS_IOCTL_COMMIT 0x40105606
 
 /*
  * Fails the request of the calling thread (struct vmsrs_ioctl_fail).
@@ -1144,6 +1129,28 @@ struct vmsrs_hot_domains {
  */
 #define VMSRS_IOCTL_LEASE 0xc0185617
 
+/*
+ * Commits drafts of a request: fadvise64(fd, tag, domain << 32 | flags,
+ * ADVICE_COMMIT), with the domain to commit or VMSRS_NONE for all, and
+ * VMSRS_COMMIT_SEAL and VMSRS_COMMIT_ALONE or 0 as flags. The answer is that of
+ * an ioctl.
+ *
+ * It is no ioctl, since the kernel's hooks for those and the copy of an
+ * argument would be a tenth of a small commit. All other files refuse this
+ * advice with EINVAL, ESPIPE or EBADF.
+ *
+ * - EPERM: it is not the request of the calling thread.
+ * - ESTALE: the driver has failed the request (deadline); nothing is committed.
+ * - EOWNERDEAD: the calling thread has the key of a hot domain open, but a
+ *   stray write has taken the domain from its request; nothing is committed.
+ * - ETIMEDOUT: committed, but the host did not seal in time (VMSRS_COMMIT_SEAL
+ *   only).
+ * - EIO: committed, but content of a domain that the thread holds was lost
+ *   before it was sealed, because the host's memory is broken
+ *   (VMSRS_COMMIT_SEAL only).
+ */
+#define VMSRS_ADVICE_COMMIT 0x5606
+
 /* The mmap offset of the pages of app n is n shifted left by this. */
 #define VMSRS_APP_OFFSET_SHIFT 40
 
@@ -1294,18 +1301,6 @@ struct vmsrs_ioctl_thread {
 struct vmsrs_ioctl_tags {
 	uint64_t tag_first;
 	uint64_t tag_count;
-};
-
-/**
- * struct vmsrs_ioctl_commit - Argument of VMSRS_IOCTL_COMMIT.
- * @tag: In: tag of the request.
- * @flags: In: VMSRS_COMMIT_SEAL and VMSRS_COMMIT_ALONE, or 0.
- * @domain: In: the domain to commit, or VMSRS_NONE for all.
- */
-struct vmsrs_ioctl_commit {
-	uint64_t tag;
-	uint32_t flags;
-	uint32_t domain;
 };
 
 /**

@@ -7,7 +7,7 @@ pub const DEVICE_ID: u32 = 0x5653;
 pub const VENDOR_ID: u32 = 0x5352_5356;
 
 /// Version of the whole protocol. Both sides reject any other.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// Feature bit: the device has an event queue.
 pub const FEATURE_EVENTS: u32 = 0;

@@ -92,7 +92,7 @@ pub(crate) trait Backend: Send + Sync + std::fmt::Debug {
     /// More tags.
     fn tags(&self) -> io::Result<Tags>;
     /// Commits one domain, or all with [`vmsrs_protocol::NONE`]. `flags` are those of
-    /// [`vmsrs_protocol::ioctl::IoctlCommit`].
+    /// [`vmsrs_protocol::ioctl::ADVICE_COMMIT`].
     fn commit(&self, tag: u64, domain: u32, flags: u32) -> io::Result<()>;
     /// Discards, releases the locks of `held`, reports.
     fn fail(&self, report: &mut IoctlFail, held: &[u32]) -> io::Result<()>;

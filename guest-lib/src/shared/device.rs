@@ -12,7 +12,7 @@ use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
 use crate::shared::pkru;
 use calls::TRIES;
-use file::{ALL_NOTED, READ_WRITE, is_of_app, map, open_app, open_file};
+use file::{ALL_NOTED, READ_WRITE, commit, is_of_app, map, open_app, open_file};
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -23,13 +23,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmsrs_protocol::control::Extent;
 use vmsrs_protocol::ioctl::{
-    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_COOL, IOCTL_DELETE, IOCTL_DELETED,
-    IOCTL_DISCARD, IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH,
-    IOCTL_INFO, IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_DOMAIN, IOCTL_RESUME,
-    IOCTL_SUSPEND, IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE, IoctlCommit,
-    IoctlCool, IoctlDelete, IoctlDeleted, IoctlDomainInfo, IoctlDrafts, IoctlExtent, IoctlFail,
-    IoctlInfo, IoctlLease, IoctlLock, IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag,
-    IoctlTags, IoctlThread, IoctlUsage,
+    COMMIT_SEAL, IOCTL_ABANDON, IOCTL_COOL, IOCTL_DELETE, IOCTL_DELETED, IOCTL_DISCARD,
+    IOCTL_DOMAIN_INFO, IOCTL_DRAFTS, IOCTL_EXTENT, IOCTL_FAIL, IOCTL_FLUSH, IOCTL_INFO,
+    IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_OPEN_DOMAIN, IOCTL_RESUME, IOCTL_SUSPEND,
+    IOCTL_TAGS, IOCTL_THREAD, IOCTL_THREAD_EXIT, IOCTL_USAGE, IoctlCool, IoctlDelete, IoctlDeleted,
+    IoctlDomainInfo, IoctlDrafts, IoctlExtent, IoctlFail, IoctlInfo, IoctlLease, IoctlLock,
+    IoctlOpenApp, IoctlOpenDomain, IoctlSuspend, IoctlTag, IoctlTags, IoctlThread, IoctlUsage,
 };
 use vmsrs_protocol::shared::{ThreadControl, WrittenPages};
 use vmsrs_protocol::{EXTENT_UNIT_PAGES, KEY_MAX, MAX_DOMAINS, NAME_MAX, PAGE_SIZE};
@@ -404,9 +403,7 @@ impl Backend for Device {
     }
 
     fn commit(&self, tag: u64, domain: u32, flags: u32) -> io::Result<()> {
-        let mut argument = IoctlCommit { tag, flags, domain };
-        // SAFETY: the call's argument.
-        match unsafe { self.call(IOCTL_COMMIT, &raw mut argument) } {
+        match self.call_by(&|fd| commit(fd, tag, domain, flags)) {
             // The commit is done when the wait for its seal is interrupted.
             Err(error) if flags & COMMIT_SEAL != 0 && error.raw_os_error() == Some(libc::EINTR) => {
                 self.flush()

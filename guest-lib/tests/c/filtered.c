@@ -16,7 +16,7 @@
 
 // As the documentation lists them.
 static const unsigned short of_the_library[] = {
-	SYS_clone, SYS_clone3, SYS_close, SYS_exit, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid, SYS_get_robust_list,
+	SYS_clone, SYS_clone3, SYS_close, SYS_exit, SYS_fadvise64, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid, SYS_get_robust_list,
 	SYS_getdents64, SYS_getppid, SYS_gettid, SYS_ioctl, SYS_kcmp, SYS_kill, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_munmap, SYS_openat, SYS_pkey_alloc,
 	SYS_pkey_mprotect, SYS_prlimit64, SYS_process_vm_readv, SYS_process_vm_writev, SYS_read, SYS_rseq, SYS_rt_sigaction,
 	SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_rt_sigtimedwait, SYS_set_robust_list, SYS_sigaltstack, SYS_tgkill,

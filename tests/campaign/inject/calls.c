@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* Calls of libvmsrs.so by the server, and its system calls. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 
 #include "inject.h"
 
@@ -128,16 +130,39 @@ EXPORT int ioctl(int file, unsigned long number, ...)
 	va_end(arguments);
 	if (!arm.armed)
 		return real.ioctl(file, number, argument);
-	if (number == VMSRS_IOCTL_COMMIT)
-		strike(AT_COMMIT);
 	if (number == VMSRS_IOCTL_FAIL)
 		strike(AT_RECOVERY);
 	code = real.ioctl(file, number, argument);
 	error = errno;
-	if (number == VMSRS_IOCTL_COMMIT)
-		strike(AT_COMMITTED);
 	if (number == VMSRS_IOCTL_FAIL)
 		strike(AT_RECOVERED);
+	errno = error;
+	return code;
+}
+
+/* Commits, and what else is called by number: of up to six arguments the kernel takes what it needs. */
+EXPORT long syscall(long number, ...)
+{
+	long code, argument[6];
+	bool commits;
+	va_list list;
+	int error;
+
+	va_start(list, number);
+	for (int i = 0; i < 6; i++)
+		argument[i] = va_arg(list, long);
+	va_end(list);
+	/* Constructors of other objects may come before ours. */
+	if (!real.syscall)
+		real.syscall = (__typeof__(real.syscall))dlsym(RTLD_NEXT, "syscall");
+	commits = arm.armed && number == SYS_fadvise64 && argument[3] == VMSRS_ADVICE_COMMIT;
+	if (commits)
+		strike(AT_COMMIT);
+	code = real.syscall(number, argument[0], argument[1], argument[2], argument[3], argument[4],
+			    argument[5]);
+	error = errno;
+	if (commits)
+		strike(AT_COMMITTED);
 	errno = error;
 	return code;
 }

@@ -217,6 +217,7 @@ extern struct real {
 	int (*accept)(int, struct sockaddr *, socklen_t *);
 	int (*accept4)(int, struct sockaddr *, socklen_t *, int);
 	int (*ioctl)(int, unsigned long, ...);
+	long (*syscall)(long, ...);
 	int (*open)(const char *, vmsrs_app **);
 	int (*domain_open_with)(const vmsrs_app *, const void *, size_t, uint32_t, vmsrs_domain **);
 	int (*run_with)(const vmsrs_domain *, const vmsrs_options *, vmsrs_request_fn, void *, int *);

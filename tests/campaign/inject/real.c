@@ -72,6 +72,7 @@ __attribute__((constructor)) static void find_real(void)
 	FIND(accept, "accept");
 	FIND(accept4, "accept4");
 	FIND(ioctl, "ioctl");
+	FIND(syscall, "syscall");
 	FIND(open, "vmsrs_open");
 	FIND(domain_open_with, "vmsrs_domain_open_with");
 	FIND(run_with, "vmsrs_run_with");

@@ -98,6 +98,25 @@ fn a_reader_sees_committed_versions_alone() {
 }
 
 #[test]
+fn a_reader_sees_committed_versions_that_its_fault_maps() {
+    check(3, || {
+        let frames = Arc::new(Frames::default());
+        let reader = beside(&frames, move |frames| {
+            let (first, second) = (frames.load(0), frames.load(0));
+            assert!(first <= second && second <= 2, "{first}, then {second}");
+        });
+        let host = beside(&frames, move |frames| frames.seal());
+        for value in 1..3 {
+            frames.store(0, value);
+            frames.commit_expecting(false);
+        }
+        reader.join().unwrap();
+        host.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
+
+#[test]
 fn a_page_written_in_place_is_sealed_as_it_was_committed() {
     check(3, || {
         let frames = Arc::new(Frames::private());

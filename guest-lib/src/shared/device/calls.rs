@@ -38,27 +38,27 @@ impl Device {
     ///
     /// `argument` is what the call takes, one that names the caller's request or changes nothing.
     pub(super) unsafe fn call<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
-        let fd = self.descriptor.unchecked();
         // SAFETY: passed on to the caller.
-        match unsafe { call(fd, number, argument) } {
+        self.call_by(&|fd| unsafe { call(fd, number, argument) })
+    }
+
+    /// The same for a call that `make` makes by a descriptor.
+    #[inline]
+    pub(super) fn call_by(&self, make: &dyn Fn(RawFd) -> io::Result<u32>) -> io::Result<()> {
+        let fd = self.descriptor.unchecked();
+        match make(fd) {
             Ok(app) if app == self.app.app => Ok(()),
-            // SAFETY: as above.
-            outcome => unsafe { self.call_again(fd, outcome, number, argument) },
+            outcome => self.call_again(fd, outcome, make),
         }
     }
 
     /// Calls the driver once more, unless the call that gave `outcome` was for the right file.
-    ///
-    /// # Safety
-    ///
-    /// As [`Device::call`].
     #[cold]
-    unsafe fn call_again<T>(
+    fn call_again(
         &self,
         mut fd: RawFd,
         mut outcome: io::Result<u32>,
-        number: u32,
-        argument: *mut T,
+        make: &dyn Fn(RawFd) -> io::Result<u32>,
     ) -> io::Result<()> {
         for _ in 1..TRIES {
             match outcome {
@@ -66,8 +66,7 @@ impl Device {
                 Err(error) if !self.descriptor.has_missed(fd, &error) => return Err(error),
                 _ => {}
             }
-            // SAFETY: passed on to the caller.
-            outcome = unsafe { self.call_mended(&mut fd, number, argument) };
+            outcome = self.call_mended(&mut fd, make);
         }
         match outcome? {
             app if app == self.app.app => Ok(()),
@@ -80,19 +79,13 @@ impl Device {
     /// # Errors
     ///
     /// As [`call`], or why the device cannot be opened again: a file that is just being opened can be closed, too.
-    ///
-    /// # Safety
-    ///
-    /// As [`call`].
-    unsafe fn call_mended<T>(
+    fn call_mended(
         &self,
         fd: &mut RawFd,
-        number: u32,
-        argument: *mut T,
+        make: &dyn Fn(RawFd) -> io::Result<u32>,
     ) -> io::Result<u32> {
         *fd = self.fd()?;
-        // SAFETY: passed on to the caller.
-        unsafe { call(*fd, number, argument) }
+        make(*fd)
     }
 
     /// Calls the driver, after a look at the descriptor: another file, a console or another app's, might take the call for its
@@ -104,9 +97,8 @@ impl Device {
     pub(super) unsafe fn call_checked<T>(&self, number: u32, argument: *mut T) -> io::Result<()> {
         let mut fd = -1;
         // SAFETY: passed on to the caller.
-        unsafe {
-            let outcome = self.call_mended(&mut fd, number, argument);
-            self.call_again(fd, outcome, number, argument)
-        }
+        let make = |fd| unsafe { call(fd, number, argument) };
+        let outcome = self.call_mended(&mut fd, &make);
+        self.call_again(fd, outcome, &make)
     }
 }

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use vmsrs_protocol::device::ABI_VERSION;
-use vmsrs_protocol::ioctl::{IOCTL_ANSWER, IOCTL_INFO, IOCTL_OPEN_APP, IoctlInfo, IoctlOpenApp};
+use vmsrs_protocol::ioctl::{
+    ADVICE_COMMIT, IOCTL_ANSWER, IOCTL_INFO, IOCTL_OPEN_APP, IoctlInfo, IoctlOpenApp,
+};
 use vmsrs_protocol::{MAX_APPS, NAME_MAX};
 
 fn checked(value: i32) -> io::Result<()> {
@@ -28,10 +30,26 @@ fn checked(value: i32) -> io::Result<()> {
 pub(super) unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Result<u32> {
     // SAFETY: passed on to the caller.
     let answer = unsafe { libc::ioctl(fd, libc::c_ulong::from(number), argument) };
-    checked(answer)?;
-    answer
-        .cast_unsigned()
-        .checked_sub(IOCTL_ANSWER)
+    app_of(answer.into())
+}
+
+/// Commits drafts of a request, as [`ADVICE_COMMIT`] says. Otherwise as [`call`].
+pub(super) fn commit(fd: RawFd, tag: u64, domain: u32, flags: u32) -> io::Result<u32> {
+    let length = u64::from(domain) << 32 | u64::from(flags);
+    // The C library's function would return 0 for all answers that are no errors.
+    // SAFETY: the call takes numbers, and other files refuse the advice.
+    let answer = unsafe { libc::syscall(libc::SYS_fadvise64, fd, tag, length, ADVICE_COMMIT) };
+    app_of(answer)
+}
+
+/// The app that an answer names.
+fn app_of(answer: libc::c_long) -> io::Result<u32> {
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    u32::try_from(answer)
+        .ok()
+        .and_then(|answer| answer.checked_sub(IOCTL_ANSWER))
         .filter(|&app| app <= MAX_APPS)
         .ok_or_else(another_files)
 }
@@ -123,15 +141,15 @@ pub(super) fn map(
 mod tests {
     use super::*;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use vmsrs_protocol::NONE;
     use vmsrs_protocol::ioctl::{
-        IOCTL_ABANDON, IOCTL_COMMIT, IOCTL_DELETE, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_FAIL,
-        IOCTL_LEASE, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,
+        IOCTL_ABANDON, IOCTL_DELETE, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_FAIL, IOCTL_LEASE,
+        IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,
     };
 
     /// Calls that are made without a look at the descriptor.
-    const UNCHECKED: [u32; 13] = [
+    const UNCHECKED: [u32; 12] = [
         IOCTL_TAGS,
-        IOCTL_COMMIT,
         IOCTL_FAIL,
         IOCTL_DISCARD,
         IOCTL_LOCK_WAIT,
@@ -184,6 +202,12 @@ mod tests {
                 let refused = unsafe { call(file.as_raw_fd(), number, argument.as_mut_ptr()) };
                 assert!(refused.is_err(), "{number:#x} of {fd}");
                 assert_eq!(argument, [0xa5; 512], "{number:#x} of {fd}");
+            }
+            for domain in [0, NONE] {
+                assert!(
+                    commit(file.as_raw_fd(), 1 << 40, domain, 0).is_err(),
+                    "{fd}"
+                );
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Pages that become drafts before they are written: those that each request writes, and those that follow.
+//! What the driver expects of the next requests: pages that become drafts before they are written, since each request
+//! writes them or they follow, and pages that are mapped with their commit, since they will be read.
 
 use anyhow::{Context, Result, ensure};
 use vmsrs_protocol::incident::KIND_INVARIANT;
@@ -16,12 +17,17 @@ const HOT: [usize; 3] = [2, 11, 40];
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "drafts_made_ahead_are_kept_only_if_written",
     machine: Machine::Usual,
-    steps: &[("hot", hot), ("following", following), ("fail", fail)],
+    steps: &[
+        ("hot", hot),
+        ("following", following),
+        ("reads", reads),
+        ("fail", fail),
+    ],
     host,
 };
 
 fn host(guest: &mut Guest) -> Result<()> {
-    guest.run_steps(&["hot", "following"])?;
+    guest.run_steps(&["hot", "following", "reads"])?;
     let incident = guest.run("fail", "")?;
     let facts = guest.incident(incident.trim())?;
     let drafts = facts["request"]["drafts"]
@@ -180,6 +186,69 @@ fn following(_: &str) -> Result<()> {
         };
         ensure!(pages.read(page) == expected, "page {page} has changed");
     }
+    Ok(())
+}
+
+/// Page faults of the calling thread so far.
+fn faults() -> Result<i64> {
+    // SAFETY: a C struct of numbers, which the call fills.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    ensure!(result == 0, "{}", std::io::Error::last_os_error());
+    Ok(usage.ru_minflt)
+}
+
+fn reads(_: &str) -> Result<()> {
+    /// More than the driver needs to learn from samples of them.
+    const COMMITS: usize = 80;
+
+    let app = App::open("ahead")?;
+    let thread = app.thread()?;
+    let pages = Pages::new(&app, &thread, "reads")?;
+    let commit = |page: usize, value: u8| -> Result<()> {
+        let (tag, _) = pages.begin(&[page], value)?;
+        pages.commit(tag)
+    };
+    let faults_of_read = |page: usize, value: u8| -> Result<i64> {
+        let before = faults()?;
+        ensure!(pages.read(page) == value, "page {page} is not as committed");
+        Ok(faults()? - before)
+    };
+    // Once in many times: a batch that is sealed in between unmaps the page.
+    let maps = || -> Result<bool> {
+        for value in 0..u8::MAX {
+            app.flush()?;
+            commit(5, value)?;
+            if faults_of_read(5, value)? == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    // Neither neighbours nor the same page, for which other predictions are made.
+    let page_of = |number: usize| number * 7 % PAGES as usize;
+
+    ensure!(maps()?, "a commit does not map what it has written");
+    for number in 0..COMMITS {
+        commit(page_of(number), number as u8)?;
+        if number % 8 == 7 {
+            app.flush()?;
+        }
+    }
+    app.flush()?;
+    commit(5, 250)?;
+    ensure!(
+        faults_of_read(5, 250)? == 1,
+        "after {COMMITS} commits that nobody has read, the next one is still mapped"
+    );
+    ensure!(maps()?, "a read has not started the mapping again");
+    for number in 0..COMMITS {
+        commit(page_of(number), number as u8)?;
+        faults_of_read(page_of(number), number as u8)?;
+    }
+    app.flush()?;
+    ensure!(maps()?, "commits that are read are not mapped");
     Ok(())
 }
 

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use vmsrs_protocol::ioctl::ADVICE_COMMIT;
+
 /// Calls the driver.
 ///
 /// # Errors
@@ -12,6 +14,29 @@ use std::os::fd::AsRawFd;
 pub(crate) fn ioctl<T>(file: &File, number: u32, argument: &mut T) -> io::Result<()> {
     // SAFETY: callers pass the structure that belongs to the number; it is valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), u64::from(number), argument as *mut T) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Commits drafts of a request, as [`ADVICE_COMMIT`] says.
+///
+/// # Errors
+///
+/// The driver's error.
+pub(crate) fn commit(file: &File, tag: u64, domain: u32, flags: u32) -> io::Result<()> {
+    let length = u64::from(domain) << 32 | u64::from(flags);
+    // SAFETY: the call takes numbers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_fadvise64,
+            file.as_raw_fd(),
+            tag,
+            length,
+            ADVICE_COMMIT,
+        )
+    };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use anyhow::{Result, ensure};
 use vmsrs_protocol::NONE;
 use vmsrs_protocol::ioctl::{
-    IOCTL_COMMIT, IOCTL_DELETE, IOCTL_DISCARD, IOCTL_FAIL, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE,
-    IOCTL_SUSPEND, IoctlCommit, IoctlDelete, IoctlFail, IoctlLock, IoctlSuspend, IoctlTag,
+    IOCTL_DELETE, IOCTL_DISCARD, IOCTL_FAIL, IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_SUSPEND,
+    IoctlDelete, IoctlFail, IoctlLock, IoctlSuspend, IoctlTag,
 };
 use vmsrs_protocol::shared::{LOCK_TAG, LOCK_WAITERS, ThreadControl, WrittenPages};
 
 use super::app::{App, Domain};
-use super::ioctl::ioctl;
+use super::ioctl::{commit, ioctl};
 use super::memory::poke;
 
 /// The calling thread's registration.
@@ -117,12 +117,7 @@ impl<'a> Thread<'a> {
     ///
     /// The driver's error.
     pub fn commit(&self, tag: u64, flags: u32) -> io::Result<()> {
-        let mut argument = IoctlCommit {
-            tag,
-            flags,
-            domain: NONE,
-        };
-        ioctl(&self.app.file, IOCTL_COMMIT, &mut argument)
+        commit(&self.app.file, tag, NONE, flags)
     }
 
     /// Commits one domain of the request.
@@ -131,12 +126,7 @@ impl<'a> Thread<'a> {
     ///
     /// The driver's error.
     pub fn commit_domain(&self, tag: u64, domain: Domain) -> io::Result<()> {
-        let mut argument = IoctlCommit {
-            tag,
-            flags: 0,
-            domain: domain.number,
-        };
-        ioctl(&self.app.file, IOCTL_COMMIT, &mut argument)
+        commit(&self.app.file, tag, domain.number, 0)
     }
 
     /// Waits for a domain's lock and takes it for the request.

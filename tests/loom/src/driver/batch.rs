@@ -298,8 +298,14 @@ impl Frames {
         value
     }
 
-    /// `vmsrs_drafts_commit` and `vmsrs_batch_append`, under the domain's lock.
+    /// A commit of pages that will probably be read.
     pub fn commit(&self) {
+        self.commit_expecting(true);
+    }
+
+    /// `vmsrs_drafts_commit` and `vmsrs_batch_append`, under the domain's lock. `reads` is what `vmsrs_predict_reads`
+    /// tells.
+    pub fn commit_expecting(&self, reads: bool) {
         let mut domain = lock(&self.domain);
         let drafts = std::mem::take(&mut domain.drafts);
         for &draft in &drafts {
@@ -312,8 +318,10 @@ impl Frames {
             domain.entries[page].frame = Version::Pool(draft);
             domain.entries[page].draft = None;
             // `map_committed`.
-            domain.entries[page].mapped = true;
-            *lock(&self.table[page]) = Some(Version::Pool(draft));
+            if reads {
+                domain.entries[page].mapped = true;
+                *lock(&self.table[page]) = Some(Version::Pool(draft));
+            }
         }
         let mut superseded = Vec::new();
         let mut batch = lock(&self.batch);

@@ -277,6 +277,7 @@ impl Pages {
             return Err(Stale);
         }
         let domains = std::mem::take(domains);
+        requests.0.retain(|(request, _)| request.tag != tag);
         drop(requests);
         let mut states: Vec<_> = domains
             .iter()
@@ -294,11 +295,6 @@ impl Pages {
                 writer: None,
             };
         }
-        drop(states);
-        // `vmsrs_request_remove_idle`.
-        lock(&self.requests)
-            .0
-            .retain(|(request, domains)| request.tag != tag || !domains.is_empty());
         Ok(())
     }
 
