@@ -103,6 +103,13 @@ static void finish_frame(struct answer *answer, struct vmsrs_frame *frame)
 		vmsrs_pool_lose(dev, frame);
 }
 
+/* Learns whether the page of a frame, which is still mapped, has been read. Its domain is locked. */
+static void look_at_sample(const struct answer *answer, const struct vmsrs_frame *frame)
+{
+	if (vmsrs_run_sees(&answer->zap, frame->page))
+		vmsrs_predict_learn(frame->domain, vmsrs_run_accessed(&answer->zap, frame->page));
+}
+
 /* Adds pages of the extent, from one up to another, to those to be unmapped. */
 static void zap_add(struct answer *answer, u32 start, u32 end)
 {
@@ -157,9 +164,8 @@ static bool finish_pages(struct answer *answer, u32 i)
 			end = 0;
 			continue;
 		}
-		if (vmsrs_predict_samples(frame))
-			vmsrs_predict_learn(extent->domain,
-					    vmsrs_run_accessed(&answer->zap, extent->page + i));
+		if (frame->sample)
+			look_at_sample(answer, frame);
 		entry->mapped = false;
 		if (!end)
 			start = i;

@@ -115,6 +115,7 @@ static struct vmsrs_frame *choose_draft(struct vmsrs_domain *domain, struct vmsr
 	copy->lost = shown->lost;
 	copy->commit = shown->commit;
 	copy->streak = shown->streak;
+	copy->sample = false;
 	if (!vmsrs_batch_replace(dev, shown, copy))
 		return copy;
 	entry->frame = vmsrs_frame_name(dev, copy);
@@ -371,7 +372,11 @@ static void end_drafts(struct vmsrs_domain *domain, struct vm_area_struct *vma)
  */
 static void map_committed(struct vmsrs_domain *domain, struct vm_area_struct *vma)
 {
-	struct vmsrs_run run = { .app = domain->app, .vma = vma };
+	struct vmsrs_run run = {
+		.app = domain->app,
+		.vma = vma,
+		.fresh = vmsrs_predict_sample(domain),
+	};
 	struct vmsrs_frame *frame;
 
 	vmsrs_for_each_frame(frame, &domain->drafts) {

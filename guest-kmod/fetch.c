@@ -156,6 +156,9 @@ static struct vmsrs_domain *domain_new(struct vmsrs_app *app, u32 number)
 	return domain;
 }
 
+/* There may be a million. Kernels that debug mutexes have larger ones. */
+static_assert(sizeof(struct mutex) > 32 || sizeof(struct vmsrs_domain) <= 128);
+
 /* Forgets what a deleted domain was like; others may still have a pointer to it. */
 static void domain_renew(struct vmsrs_domain *domain)
 {

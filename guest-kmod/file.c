@@ -551,7 +551,14 @@ static long file_ioctl(struct file *filp, unsigned int command, unsigned long ar
 	return ret < 0 ? ret : answer(file_app(filp->private_data));
 }
 
-/* Commits a request: `offset` is its tag, `length` the domain and flags. */
+#if !IS_ENABLED(CONFIG_ADVISE_SYSCALLS)
+#error "commits need the system call fadvise64 (CONFIG_ADVISE_SYSCALLS)"
+#endif
+
+/*
+ * Commits a request: `offset` is its tag, `length` the domain and flags. madvise(MADV_WILLNEED) on
+ * pages of the device comes here too, with another advice.
+ */
 static int file_fadvise(struct file *filp, loff_t offset, loff_t length, int advice)
 {
 	struct vmsrs_file *file = filp->private_data;

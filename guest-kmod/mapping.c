@@ -387,8 +387,7 @@ static void map_entries(const struct vmsrs_run *run, pmd_t *pmd, u32 i, u32 coun
 	const struct vmsrs_device *dev = run->app->dev;
 	/* Entries differ from this one in the physical address. */
 	pte_t first = pte_mkspecial(pfn_pte(0, prot));
-	/* Of committed versions the CPU notes whether they are read. */
-	pteval_t zero = pte_val(drafts ? first : pte_mkold(first));
+	pteval_t zero = pte_val(run->fresh ? pte_mkold(first) : first);
 	pteval_t pool = zero + dev->pool_region.phys, vault = zero + dev->vault_region.phys, value;
 	struct vmsrs_page *page = run->entries + i;
 	struct mm_struct *mm = run->vma->vm_mm;
@@ -448,21 +447,28 @@ int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts)
 }
 
 /**
- * vmsrs_run_accessed() - tell whether a page has been accessed since vmsrs_run_map() mapped it
+ * vmsrs_run_sees() - tell whether a mapping is the only one of a page
  * @run: its app, and the mapping or NULL
- * @page: the page, which is mapped; its domain is locked
- *
- * Return: also true if nobody can tell.
+ * @page: the page
+ */
+bool vmsrs_run_sees(const struct vmsrs_run *run, u32 page)
+{
+	struct vmsrs_run one = { .app = run->app, .vma = run->vma, .page = page, .count = 1 };
+
+	return run->vma && within(&one) && vmsrs_app_is_private(run->app);
+}
+
+/**
+ * vmsrs_run_accessed() - tell whether a page has been accessed since a fresh entry was made
+ * @run: its app and its only mapping
+ * @page: the page, whose domain is locked
  */
 bool vmsrs_run_accessed(const struct vmsrs_run *run, u32 page)
 {
-	struct vmsrs_run one = { .app = run->app, .vma = run->vma, .page = page, .count = 1 };
-	pmd_t *pmd;
+	unsigned long address = page_address_of(run->app, page);
+	pmd_t *pmd = find_table(run->vma->vm_mm, address);
 
-	if (!run->vma || !within(&one) || !vmsrs_app_is_private(run->app))
-		return true;
-	pmd = find_table(run->vma->vm_mm, page_address_of(run->app, page));
-	return pmd && pte_young(*pte_offset_kernel(pmd, page_address_of(run->app, page)));
+	return pmd && pte_young(*pte_offset_kernel(pmd, address));
 }
 
 /**

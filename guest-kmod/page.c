@@ -141,7 +141,7 @@ static vm_fault_t page_read(struct vmsrs_app *app, struct vm_fault *vmf)
 						    vmsrs_key_prot(prot, draft_key(domain, entry));
 	} else if (entry->draft != VMSRS_NO_DRAFT) {
 		app->dev->pool.frames[entry->draft].alone = false;
-	} else if (vmsrs_in_pool(frame)) {
+	} else if (vmsrs_in_pool(frame) && vmsrs_app_is_private(app)) {
 		vmsrs_predict_learn(domain, true);
 	}
 	if (frame == VMSRS_DAMAGED_FRAME)

@@ -13,7 +13,8 @@
  * requests stop early gets no following pages.
  *
  * And whether what is committed is read before it is sealed: then it is mapped at once, which costs
- * an eighth of the reader's page fault.
+ * a fifth of the reader's page fault. Of one commit in eight, one page is a sample, so what counts is
+ * how many of the pages are read.
  */
 #include <linux/slab.h>
 
@@ -26,8 +27,6 @@
 /* Longer rows count as this long. */
 #define ROW_MAX			U8_MAX
 
-/* Commits of which one is a sample of what is read. */
-#define READ_SAMPLE		8
 /* Samples in a row that nobody had read, after which it is not expected any more. */
 #define UNREAD_MAX		8
 
@@ -252,19 +251,36 @@ bool vmsrs_predict_reads(const struct vmsrs_domain *domain)
 	return domain->unread < UNREAD_MAX;
 }
 
-/**
- * vmsrs_predict_samples() - tell whether to look if a version has been read
- * @frame: the version, which has been sealed
- */
-bool vmsrs_predict_samples(const struct vmsrs_frame *frame)
+/* Spreads the numbers of commits, so that what repeats every few commits is seen as a whole. */
+static u16 spread(const struct vmsrs_domain *domain)
 {
-	return !(frame->commit % READ_SAMPLE);
+	return domain->commits * 40503;
 }
 
 /**
- * vmsrs_predict_learn() - learn from a version
+ * vmsrs_predict_sample() - tell whether a commit has a sample of what is read, and note which
+ * @domain: the domain, locked, whose drafts have just become committed versions
+ *
+ * Return: true for one in eight.
+ */
+bool vmsrs_predict_sample(const struct vmsrs_domain *domain)
+{
+	struct vmsrs_frame *frame = domain->drafts.first;
+	u32 skip;
+
+	lockdep_assert_held(&domain->lock);
+	if (likely(spread(domain) >> 13) || !frame)
+		return false;
+	for (skip = spread(domain) % domain->drafts.count; skip; skip--)
+		frame = frame->next;
+	frame->sample = true;
+	return true;
+}
+
+/**
+ * vmsrs_predict_learn() - learn whether a version was read before it was sealed
  * @domain: its domain, locked
- * @read: it was read before it was sealed
+ * @read: it was
  */
 void vmsrs_predict_learn(struct vmsrs_domain *domain, bool read)
 {

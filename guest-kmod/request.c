@@ -120,7 +120,10 @@ int vmsrs_request_own_domain(struct vmsrs_domain *domain, struct vmsrs_thread *t
 	int error = 0;
 
 	lockdep_assert_held(&domain->lock);
-	/* Only after a request that ended in an unusual way has the thread none. */
+	/*
+	 * The thread has none only after a request that ended in an unusual way, or that another
+	 * thread committed.
+	 */
 	if (!thread->spare)
 		thread->spare = kmalloc(sizeof(*thread->spare), GFP_KERNEL_ACCOUNT);
 	if (!thread->spare)
@@ -238,7 +241,7 @@ struct vmsrs_request *vmsrs_request_remove_idle(struct vmsrs_request *request)
 
 	lockdep_assert_held(&dev->commit_lock);
 	/* Under the request's lock, nothing else removes it. */
-	if (hlist_unhashed(&request->node))
+	if (hlist_unhashed_lockless(&request->node))
 		return request;
 	spin_lock(&dev->requests_lock);
 	idle = hlist_empty(&request->domains) && !request->failed && !request->suspended_by;

@@ -302,6 +302,7 @@ void vmsrs_resident_commit(struct vmsrs_domain *domain, struct vmsrs_frames *cop
 		copy->commit = domain->commits;
 		copy->streak = VMSRS_STREAK_MAX;
 		copy->ahead = VMSRS_AHEAD_NOT;
+		copy->sample = false;
 		copy->entry->frame = vmsrs_frame_name(dev, copy);
 		frame->replaced = VMSRS_NONE;
 	}
@@ -400,9 +401,11 @@ bool vmsrs_resident_yield(struct vmsrs_domain *domain, const struct mm_struct *m
 
 	if (!resident)
 		return true;
-	if ((u64)atomic64_read(resident->claim) == tag && resident->mm == mm)
+	claim = atomic64_read(resident->claim);
+	if ((u64)claim != tag)
+		claim = try_claim(resident);
+	if ((u64)claim == tag && resident->mm == mm)
 		return true;
-	claim = try_claim(resident);
 	/* One that has died, or lost its tag, is not inside. */
 	if (claim && claim_valid(resident, claim) && !vmsrs_request_orphaned(domain->app, claim))
 		return false;

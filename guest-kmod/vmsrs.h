@@ -155,6 +155,7 @@ struct vmsrs_page {
  * @note: when they are unmapped, it is noted which of their drafts are not sure to have been
  *	written through @vma
  * @unsure: how many these are
+ * @fresh: entries are made such that the CPU notes the first access
  */
 struct vmsrs_run {
 	struct vmsrs_app *app;
@@ -163,6 +164,7 @@ struct vmsrs_run {
 	u32 page;
 	u32 count;
 	bool note;
+	bool fresh;
 	u32 unsure;
 };
 
@@ -210,6 +212,7 @@ struct vmsrs_extent_pages {
  * @streak: commits in a row that have written the page, up to the one of this version
  * @ahead: why it became a draft before it was written
  * @unsure: it may be as it was made; noted when its page is unmapped
+ * @sample: whether it was read before it was sealed is looked at
  * @alone: no entry shows the committed version that it is a draft of
  * @resident: it is a draft between requests, too, and in vmsrs_resident.pages
  * @unwritten: commits in a row that have left the resident page as it was
@@ -229,7 +232,8 @@ struct vmsrs_frame {
 	u16 commit;
 	u8 streak;
 	u8 ahead;
-	bool unsure;
+	bool unsure : 1;
+	bool sample : 1;
 	bool alone;
 	bool resident;
 	u8 unwritten;
@@ -315,7 +319,7 @@ struct vmsrs_heat {
  * @predicted: pages at the end of @row that were drafted ahead with its last write
  * @last_rows: lengths of the last two rows
  * @row_score: whether expecting longer rows has been of use; not if it is negative
- * @unread: samples in a row of versions that nobody had read before they were sealed
+ * @unread: samples in a row that nobody had read before they were sealed
  * @ahead: some of @drafts were made ahead
  */
 struct vmsrs_domain {
@@ -496,8 +500,8 @@ struct vmsrs_app {
  * @kind: kind of its incident
  * @incident: number of its incident
  *
- * Created at its first draft, suspension or failure. Removed, under the request's lock, when its
- * drafts are committed or discarded, or, if it failed, when no thread carries its tag any more; but
+ * Created at its first draft, suspension or failure. Removed, under the request's lock, before its
+ * drafts are committed or when they are discarded, or, if it failed, when no thread carries its tag any more; but
  * never while it is suspended.
  *
  * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
@@ -1094,6 +1098,7 @@ void vmsrs_mapping_put(struct vm_area_struct *vma);
 int vmsrs_fault_map(struct vmsrs_app *app, struct vm_fault *vmf, struct vmsrs_page *entry, u32 page,
 		    pgprot_t prot);
 int vmsrs_run_map(struct vmsrs_run *run, pgprot_t prot, bool drafts);
+bool vmsrs_run_sees(const struct vmsrs_run *run, u32 page);
 bool vmsrs_run_accessed(const struct vmsrs_run *run, u32 page);
 
 /*
@@ -1311,7 +1316,7 @@ u32 vmsrs_predict(struct vmsrs_domain *domain, const struct vmsrs_extent_pages *
 void vmsrs_predict_written(struct vmsrs_domain *domain, struct vmsrs_frame *draft);
 void vmsrs_predict_sealed(struct vmsrs_domain *domain, const struct vmsrs_frame *frame);
 bool vmsrs_predict_reads(const struct vmsrs_domain *domain);
-bool vmsrs_predict_samples(const struct vmsrs_frame *frame);
+bool vmsrs_predict_sample(const struct vmsrs_domain *domain);
 void vmsrs_predict_learn(struct vmsrs_domain *domain, bool read);
 bool vmsrs_heat_steady(struct vmsrs_heat *heat);
 
@@ -1366,6 +1371,7 @@ static inline void vmsrs_draft_init(struct vmsrs_frame *draft, struct vmsrs_doma
 	draft->replaced = VMSRS_NONE;
 	draft->lost = VMSRS_NONE;
 	draft->unsure = false;
+	draft->sample = false;
 	draft->alone = alone;
 	entry->draft = vmsrs_frame_number(domain->app->dev, draft);
 }

@@ -1136,9 +1136,10 @@ struct vmsrs_hot_domains {
  * an ioctl.
  *
  * It is no ioctl, since the kernel's hooks for those and the copy of an
- * argument would be a tenth of a small commit. All other files refuse this
- * advice with EINVAL, ESPIPE or EBADF.
+ * argument would be a tenth of a small commit. Linux's other files refuse this
+ * advice with an error (EINVAL, ESPIPE or EBADF).
  *
+ * - EINVAL: the tag is 0, or another argument is out of range.
  * - EPERM: it is not the request of the calling thread.
  * - ESTALE: the driver has failed the request (deadline); nothing is committed.
  * - EOWNERDEAD: the calling thread has the key of a hot domain open, but a

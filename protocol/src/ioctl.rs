@@ -46,9 +46,10 @@ pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// Commits drafts of a request: `fadvise64(fd, tag, domain << 32 | flags, ADVICE_COMMIT)`, with the domain to commit or
 /// [`crate::NONE`] for all, and [`COMMIT_SEAL`] and [`COMMIT_ALONE`] or 0 as flags. The answer is that of an ioctl.
 ///
-/// It is no ioctl, since the kernel's hooks for those and the copy of an argument would be a tenth of a small commit. All
-/// other files refuse this advice with `EINVAL`, `ESPIPE` or `EBADF`.
+/// It is no ioctl, since the kernel's hooks for those and the copy of an argument would be a tenth of a small commit. Linux's
+/// other files refuse this advice with an error (`EINVAL`, `ESPIPE` or `EBADF`).
 ///
+/// - `EINVAL`: the tag is 0, or another argument is out of range.
 /// - `EPERM`: it is not the request of the calling thread.
 /// - `ESTALE`: the driver has failed the request (deadline); nothing is committed.
 /// - `EOWNERDEAD`: the calling thread has the key of a hot domain open, but a stray write has taken the domain from its

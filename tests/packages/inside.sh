@@ -72,8 +72,9 @@ refusal=$(dkms build "vmsrs/$version" -k 6.13.0-cloud-amd64 --kernelsourcedir "/
 	fail 'the driver is built for Linux 6.13'
 [[ $refusal = *BUILD_EXCLUSIVE* ]] || fail "the driver is refused for another reason: $refusal"
 
-systemctl enable --quiet vmsrs@web vmsrs-incidents@web
-systemd-analyze verify --man=no vmsrs@web.service vmsrs-incidents@web.service 2>&1 | grep vmsrs && fail 'a unit is wrong'
+[ "$(systemctl is-enabled vmsrs-metrics)" = disabled ] || fail 'the package enables the service of the metrics, or does not have it'
+systemctl enable --quiet vmsrs@web vmsrs-incidents@web vmsrs-metrics
+systemd-analyze verify --man=no vmsrs@web.service vmsrs-incidents@web.service vmsrs-metrics.service 2>&1 | grep vmsrs && fail 'a unit is wrong'
 journalctl --dump-catalog | grep vmsrs >/dev/null || fail 'the journal does not have the texts'
 getent passwd vmsrs >/dev/null || fail 'no user for virtual machines'
 getent group vmsrs >/dev/null || fail 'no group for the device'

@@ -61,8 +61,22 @@ state=$(guest 'systemctl is-system-running --wait')
 vmsrs status --name web
 vmsrs status --name web --json | grep '"restarts":1,' >/dev/null || fail 'not one restart'
 
+step 'the service of the metrics has them'
+systemctl start vmsrs-metrics
+until metrics=$(printf 'GET /metrics HTTP/1.0\r\n\r\n' | timeout 60 nc 127.0.0.1 9464) && [[ $metrics = *vmsrs_incidents_total* ]]; do
+	[ "$(systemctl is-active vmsrs-metrics)" = active ] || fail 'it has ended'
+	sleep 1
+done
+grep 'vmsrs_incidents_total{vm="web",kind="memory",outcome="recovered"} 1' <<<"$metrics" || fail "the incident is not in $metrics"
+
 step 'the guest is turned off'
 systemctl stop vmsrs@web
 journalctl --no-pager --output=cat --unit=vmsrs@web | tail --lines=5
 [ "$(systemctl show --property=Result --value vmsrs@web)" = success ] || fail 'the service did not end well'
 e2fsck -fn /var/lib/vmsrs/web/disk.img || fail 'the file system has errors'
+
+step 'the package is removed, and what it runs has ended'
+[ "$(systemctl is-active vmsrs-metrics)" = active ] || fail 'the service of the metrics has ended before'
+dpkg --remove vmsrs
+units=$(systemctl list-units --no-legend --plain --state=active 'vmsrs*')
+[[ $units != *.service* ]] || fail "still there: $units"

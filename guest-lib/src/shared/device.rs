@@ -12,7 +12,7 @@ use crate::shared::descriptor::Descriptor;
 use crate::shared::hot::Hot;
 use crate::shared::pkru;
 use calls::TRIES;
-use file::{ALL_NOTED, READ_WRITE, commit, is_of_app, map, open_app, open_file};
+use file::{ALL_NOTED, READ_WRITE, can_commit, commit, is_of_app, map, open_app, open_file};
 use std::ffi::CString;
 use std::io;
 use std::ops::Range;
@@ -96,10 +96,12 @@ impl Device {
             close();
             return Err(Error::Sanitizer { name });
         }
-        let app = open_app(fd, &padded, ALL_NOTED).map_err(|error| {
-            close();
-            refused(error)
-        })?;
+        let app = open_app(fd, &padded, ALL_NOTED)
+            .and_then(|app| can_commit(fd).map(|()| app))
+            .map_err(|error| {
+                close();
+                refused(error)
+            })?;
         let pages = map(
             fd,
             app.base as *mut u8,

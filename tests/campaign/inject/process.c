@@ -3,6 +3,8 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,17 +192,31 @@ __attribute__((noinline)) static void have_frame(size_t size)
 	real.memset(frame, 0x41, FRAME_END);
 }
 
+/*
+ * One at a time: what one thread finds to be the library's descriptor may be another one's socket when it is closed. A thread that
+ * is cut short meanwhile never comes back, so the others wait for some time only.
+ */
+static void stray_close(enum error error, unsigned long long parameter)
+{
+	static atomic_flag closing = ATOMIC_FLAG_INIT;
+	int tries = 0;
+
+	while (atomic_flag_test_and_set(&closing) && tries++ < 10000)
+		sched_yield();
+	if (error == CLOSE_LOW)
+		close_low();
+	else
+		close_one(parameter, error == REUSE);
+	atomic_flag_clear(&closing);
+}
+
 void reach(enum error error, unsigned long long parameter)
 {
 	switch (error) {
 	case CLOSE_LOW:
-		close_low();
-		break;
 	case CLOSE:
-		close_one(parameter, false);
-		break;
 	case REUSE:
-		close_one(parameter, true);
+		stray_close(error, parameter);
 		break;
 	case VFORK:
 		have_child(parameter);

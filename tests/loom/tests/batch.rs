@@ -137,6 +137,26 @@ fn a_page_written_in_place_is_sealed_as_it_was_committed() {
 }
 
 #[test]
+fn a_page_that_no_commit_has_mapped_is_sealed_as_it_was_committed() {
+    check(3, || {
+        let frames = Arc::new(Frames::private());
+        frames.store(0, 1);
+        frames.commit_expecting(false);
+        let host = beside(&frames, move |frames| {
+            frames.seal();
+            let sealed = frames.sealed();
+            assert!([[1, 0], [2, 0]].contains(&sealed), "{sealed:?}");
+        });
+        frames.store(0, 2);
+        frames.store(0, 3);
+        frames.store(0, 2);
+        frames.commit_expecting(false);
+        host.join().unwrap();
+        seal_all(&frames, [2, 0]);
+    });
+}
+
+#[test]
 fn a_process_that_maps_the_pages_later_sees_committed_versions_alone() {
     check(3, || {
         let frames = Arc::new(Frames::private());

@@ -110,6 +110,29 @@ fn a_commit_that_races_with_the_failure_is_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_request_that_is_overdue_while_it_commits_goes_on_in_no_other_domain() {
+    check(4, || {
+        let pages = Arc::new(Pages::default());
+        for domain in 0..2 {
+            assert!(pages.try_lock(domain, GUILTY));
+        }
+        pages.store(0, GUILTY, 10).unwrap();
+        let watch = {
+            let pages = pages.clone();
+            thread::spawn(move || {
+                pages.fail_overdue(GUILTY);
+                assert!(pages.store(1, GUILTY, 11).is_err());
+            })
+        };
+        let committed = pages.commit(GUILTY).is_ok();
+        watch.join().unwrap();
+        assert!(pages.commit(GUILTY).is_err());
+        let expected = if committed { 10 } else { 0 };
+        assert_eq!((pages.committed(0), pages.committed(1)), (expected, 0));
+    });
+}
+
+#[test]
 fn a_members_write_is_in_this_commit_or_in_the_next() {
     check(4, || {
         let pages = Arc::new(Pages::default());

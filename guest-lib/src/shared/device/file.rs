@@ -8,7 +8,7 @@ use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
     ADVICE_COMMIT, IOCTL_ANSWER, IOCTL_INFO, IOCTL_OPEN_APP, IoctlInfo, IoctlOpenApp,
 };
-use vmsrs_protocol::{MAX_APPS, NAME_MAX};
+use vmsrs_protocol::{MAX_APPS, NAME_MAX, NONE};
 
 fn checked(value: i32) -> io::Result<()> {
     if value < 0 {
@@ -40,6 +40,19 @@ pub(super) fn commit(fd: RawFd, tag: u64, domain: u32, flags: u32) -> io::Result
     // SAFETY: the call takes numbers, and other files refuse the advice.
     let answer = unsafe { libc::syscall(libc::SYS_fadvise64, fd, tag, length, ADVICE_COMMIT) };
     app_of(answer)
+}
+
+/// Finds out whether commits reach the driver. A filter of system calls may be older than they are.
+///
+/// # Errors
+///
+/// That of the kernel or of the filter.
+pub(super) fn can_commit(fd: RawFd) -> io::Result<()> {
+    // No request has this tag.
+    match commit(fd, 0, NONE, 0) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        outcome => outcome.map(drop),
+    }
 }
 
 /// The app that an answer names.
@@ -141,7 +154,6 @@ pub(super) fn map(
 mod tests {
     use super::*;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-    use vmsrs_protocol::NONE;
     use vmsrs_protocol::ioctl::{
         IOCTL_ABANDON, IOCTL_DELETE, IOCTL_DISCARD, IOCTL_DRAFTS, IOCTL_FAIL, IOCTL_LEASE,
         IOCTL_LOCK_WAIT, IOCTL_LOCK_WAKE, IOCTL_RESUME, IOCTL_SUSPEND, IOCTL_TAGS,

@@ -15,7 +15,10 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 pub use self::counters::{NetCounters, NetCounts};
@@ -47,10 +50,12 @@ pub const MTU_MIN: u16 = 68;
 /// An Ethernet address.
 pub type MacAddress = [u8; 6];
 
-/// The configuration space (Virtio 1.2, 5.1.4): the address, two fields of features that the card does not have, and the MTU.
+/// The configuration space (Virtio 1.2, 5.1.4): the address, the link, which is always up, the number of pairs of queues, a feature
+/// that the card does not have, and the MTU.
 pub(super) fn config_space(mac: MacAddress, mtu: Option<u16>) -> Vec<u8> {
     let mut config = mac.to_vec();
-    config.extend([0; 4]);
+    config.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+    config.extend([0; 2]);
     config.extend(mtu.unwrap_or(0).to_le_bytes());
     config
 }
@@ -114,6 +119,7 @@ impl VirtioDevice for Net {
         1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_NET_F_MAC
+            | 1 << VIRTIO_NET_F_STATUS
             | 1 << VIRTIO_NET_F_MRG_RXBUF
             | mtu
             | offload::offered(self.tap.offloads)

@@ -660,11 +660,20 @@ fn a_driver_without_both_queues_does_not_start_the_card() {
 }
 
 #[test]
+fn the_link_is_up() {
+    let bench = Bench::new();
+    assert_ne!(bench.net.features() & 1 << VIRTIO_NET_F_STATUS, 0);
+    let mut status = [0; 2];
+    bench.net.read_config(6, &mut status);
+    assert_eq!(u16::from_le_bytes(status), VIRTIO_NET_S_LINK_UP as u16);
+}
+
+#[test]
 fn mac_address_is_stable_per_tap() {
     let bench = Bench::new();
     let mut config = [0; 8];
     bench.net.read_config(0, &mut config);
-    assert_eq!(config, [2, 0, 0, 0, 0, 1, 0, 0]);
+    assert_eq!(config[..6], [2, 0, 0, 0, 0, 1]);
     assert_eq!(mac_for("tap0"), mac_for("tap0"));
     assert_ne!(mac_for("tap0"), mac_for("tap1"));
     // Locally administered, no group address.

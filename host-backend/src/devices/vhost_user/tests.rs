@@ -363,7 +363,7 @@ fn a_network_card_passes_on_what_its_daemon_can_and_stops_with_empty_buffers() {
     assert_eq!(device.features(), bits(&expected));
     let mut config = [0; 12];
     device.read_config(0, &mut config);
-    assert_eq!(config, [2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x28, 0x23]);
+    assert_eq!(config, [2, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0x28, 0x23]);
 
     let ram = Layout::new(MIN_RAM).unwrap();
     let ram = ram.allocate(HostPages::Standard).unwrap();

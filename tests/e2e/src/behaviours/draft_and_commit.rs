@@ -10,7 +10,7 @@ use crate::{Behaviour, Machine};
 pub(super) const BEHAVIOUR: Behaviour = Behaviour {
     name: "first_write_makes_draft_and_commit_publishes_it",
     machine: Machine::Usual,
-    steps: &[("write", write), ("read", read)],
+    steps: &[("write", write), ("read", read), ("refused", refused)],
     host,
 };
 
@@ -26,7 +26,57 @@ fn host(guest: &mut Guest) -> Result<()> {
         sealed(guest)? == before + 1,
         "the host has not sealed exactly one more page"
     );
-    guest.run_steps(&["read"])
+    guest.run_steps(&["read", "refused"])
+}
+
+/// Commits that the driver refuses, after which the right one works.
+fn refused(_: &str) -> Result<()> {
+    use vmsrs_protocol::ioctl::{ADVICE_COMMIT, COMMIT_ALONE, COMMIT_SEAL};
+    use vmsrs_protocol::{MAX_DOMAINS, NONE};
+
+    let app = App::open("draft-and-commit")?;
+    let (domain, page) = app.domain("refused", 4)?;
+    let thread = app.thread()?;
+    let tag = thread.begin(&[domain])?;
+    // SAFETY: the page is the domain's, which the request holds.
+    unsafe { poke(page, 1) };
+    let all = u64::from(NONE) << 32;
+    let unknown = u64::from(!(COMMIT_SEAL | COMMIT_ALONE));
+    let wrong = [
+        (tag, all | unknown, ADVICE_COMMIT, libc::EINVAL),
+        (
+            tag,
+            u64::from(MAX_DOMAINS) << 32,
+            ADVICE_COMMIT,
+            libc::EINVAL,
+        ),
+        (tag, u64::from(NONE - 1) << 32, ADVICE_COMMIT, libc::EINVAL),
+        (0, all, ADVICE_COMMIT, libc::EINVAL),
+        (tag + 1, all, ADVICE_COMMIT, libc::EPERM),
+        (u64::MAX, all, ADVICE_COMMIT, libc::EPERM),
+        (tag, all, libc::POSIX_FADV_NORMAL, libc::EINVAL),
+        (tag, all, ADVICE_COMMIT + 1, libc::EINVAL),
+    ];
+    for (tag, length, advice, error) in wrong {
+        let found = app.advise(tag, length, advice);
+        ensure!(
+            found == Some(error),
+            "{tag:#x}, {length:#x}, {advice:#x}: {found:?}"
+        );
+    }
+    let found = std::thread::scope(|scope| {
+        let other = scope.spawn(|| app.advise(tag, all, ADVICE_COMMIT));
+        other.join().expect("no panic")
+    });
+    ensure!(
+        found == Some(libc::EPERM),
+        "a thread that is not registered has committed: {found:?}"
+    );
+    thread.commit(tag, COMMIT_SEAL)?;
+    thread.end()?;
+    // SAFETY: the page is readable by the whole process.
+    ensure!(unsafe { peek(page) } == 1, "the commit is lost");
+    Ok(())
 }
 
 fn write(_: &str) -> Result<()> {

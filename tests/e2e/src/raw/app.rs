@@ -15,7 +15,7 @@ use vmsrs_protocol::ioctl::{
 };
 use vmsrs_protocol::{KEY_MAX, NAME_MAX, PAGE_SIZE};
 
-use super::ioctl::ioctl;
+use super::ioctl::{advise, ioctl};
 use super::thread::Thread;
 use crate::limits::EVENT_LIMIT;
 use crate::mapping;
@@ -125,6 +125,12 @@ impl App {
         };
         ioctl(&self.file, IOCTL_EXTENT, &mut argument)?;
         Ok(argument)
+    }
+
+    /// Calls `fadvise64` with any arguments. Returns the error's number.
+    pub fn advise(&self, offset: u64, length: u64, advice: i32) -> Option<i32> {
+        let error = advise(&self.file, offset, length, advice).err()?;
+        error.raw_os_error()
     }
 
     /// Address of a page.

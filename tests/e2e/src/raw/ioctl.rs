@@ -27,16 +27,18 @@ pub(crate) fn ioctl<T>(file: &File, number: u32, argument: &mut T) -> io::Result
 /// The driver's error.
 pub(crate) fn commit(file: &File, tag: u64, domain: u32, flags: u32) -> io::Result<()> {
     let length = u64::from(domain) << 32 | u64::from(flags);
+    advise(file, tag, length, ADVICE_COMMIT)
+}
+
+/// Calls the driver with any advice.
+///
+/// # Errors
+///
+/// The driver's error.
+pub(crate) fn advise(file: &File, offset: u64, length: u64, advice: i32) -> io::Result<()> {
+    let fd = file.as_raw_fd();
     // SAFETY: the call takes numbers.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_fadvise64,
-            file.as_raw_fd(),
-            tag,
-            length,
-            ADVICE_COMMIT,
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_fadvise64, fd, offset, length, advice) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

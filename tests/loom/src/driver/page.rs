@@ -277,6 +277,7 @@ impl Pages {
             return Err(Stale);
         }
         let domains = std::mem::take(domains);
+        // So `vmsrs_request_remove_idle` has nothing to do.
         requests.0.retain(|(request, _)| request.tag != tag);
         drop(requests);
         let mut states: Vec<_> = domains
@@ -328,6 +329,12 @@ impl Pages {
         for domain in 0..DOMAINS {
             self.lock_release(domain, tag);
         }
+    }
+
+    /// `vmsrs_fail_overdue`, without the request's lock. No request is suspended.
+    pub fn fail_overdue(&self, tag: u64) {
+        let mut requests = lock(&self.requests);
+        requests.get(tag).0.failed.store(true, Ordering::Relaxed);
     }
 
     /// `vmsrs_lock_release`.

@@ -246,12 +246,16 @@ impl Hot {
 
     // resident.c
 
+    /// `try_claim`.
+    fn try_claim(&self) -> u64 {
+        self.claim
+            .compare_exchange(0, CLAIMED_HERE, Ordering::SeqCst, Ordering::Relaxed)
+            .unwrap_or_else(|claim| claim)
+    }
+
     /// `vmsrs_resident_claim`.
     fn resident_claim(&self) -> bool {
-        let claimed =
-            self.claim
-                .compare_exchange(0, CLAIMED_HERE, Ordering::SeqCst, Ordering::Relaxed);
-        claimed.is_ok()
+        self.try_claim() == 0
     }
 
     /// `take_back`. Gives the frame, if it differs from the committed version; it is still the page's draft then.
@@ -296,12 +300,19 @@ impl Hot {
             && state.owner.is_none_or(|owner| owner == tag)
     }
 
-    /// `vmsrs_resident_yield`, of a request of the only process.
+    /// `vmsrs_resident_yield`, of a request of the only process. All claims are valid, and nobody dies.
     fn resident_yield(&self, state: &mut State, tag: u64) -> bool {
-        if state.resident.is_none() || self.claim.load(Ordering::Relaxed) == tag {
+        if state.resident.is_none() {
             return true;
         }
-        if !self.resident_claim() {
+        let mut claim = self.claim.load(Ordering::Relaxed);
+        if claim != tag {
+            claim = self.try_claim();
+        }
+        if claim == tag {
+            return true;
+        }
+        if claim != 0 {
             return false;
         }
         self.resident_drop(state);
