@@ -32,6 +32,9 @@ const SHARED_TOPICS: &str = "shared/#";
 /// Messages to all that each worker has sent.
 static SENT: [AtomicU64; WORKERS] = [const { AtomicU64::new(0) }; WORKERS];
 
+/// The topic, counted from 1, of each worker's last publication whose calls were changed.
+static CHANGED: [AtomicU64; WORKERS] = [const { AtomicU64::new(0) }; WORKERS];
+
 /// A command, and what it does to its topic.
 struct Step {
     topic: usize,
@@ -83,6 +86,10 @@ fn name_of(number: usize) -> String {
     std::iter::repeat_n(letter, 8).collect()
 }
 
+fn topic_of(number: usize, topic: usize) -> String {
+    format!("own/{}/{topic:04}", name_of(number))
+}
+
 /// A connection with its topics.
 pub(super) struct Worker {
     number: usize,
@@ -91,6 +98,8 @@ pub(super) struct Worker {
     values: Vec<Option<Vec<u8>>>,
     /// The last message of each worker to all.
     seen: [u64; WORKERS],
+    /// A call was changed in one of its subscriptions: it may have one more, of a name that nobody knows.
+    has_strange_subscription: bool,
     found: Errors,
 }
 
@@ -100,7 +109,7 @@ impl Worker {
     }
 
     fn topic(&self, topic: usize) -> String {
-        format!("own/{}/{topic:04}", self.name())
+        topic_of(self.number, topic)
     }
 
     fn hello(&self, fresh: bool) -> Result<(Client, bool)> {
@@ -166,6 +175,24 @@ impl Worker {
         Ok(())
     }
 
+    /// Two changed calls can meet: a subscription and a publication that lose the same part of their names. Each is its own
+    /// client's damage, and is only told.
+    fn message_of_another(&mut self, message: &Message) {
+        let has_met = (0..WORKERS).any(|owner| {
+            let topic = CHANGED[owner].load(Ordering::Relaxed);
+            topic > 0 && message.topic == topic_of(owner, topic as usize - 1)
+        });
+        let words = format!(
+            "a message of {} with {} bytes, which is another's",
+            message.topic,
+            message.payload.len()
+        );
+        match self.has_strange_subscription && has_met {
+            true => self.complain(format!("{words}, by changed calls of both")),
+            false => self.harmed(words),
+        }
+    }
+
     /// Sends a command and a ping, and reads what comes until the ping's answer.
     fn exchange(&mut self, bytes: &[u8]) -> Result<Answer> {
         let mut bytes = bytes.to_vec();
@@ -190,11 +217,7 @@ impl Worker {
                     match origin(&message.topic, self.number) {
                         Origin::Shared => self.shared(&message)?,
                         Origin::Own => answer.messages.push(message),
-                        Origin::Other => self.harmed(format!(
-                            "a message of {} with {} bytes, which is another's",
-                            message.topic,
-                            message.payload.len()
-                        )),
+                        Origin::Other => self.message_of_another(&message),
                     }
                 }
                 Ok(Received::Packet(first, body)) => {
@@ -425,6 +448,7 @@ impl errors::Worker for Worker {
 
     fn start() -> Result<Server> {
         SENT.iter()
+            .chain(&CHANGED)
             .for_each(|sent| sent.store(0, Ordering::Relaxed));
         start(
             "mosquitto-attacked",
@@ -439,6 +463,7 @@ impl errors::Worker for Worker {
             random: SmallRng::seed_from_u64(seed << 8 | number),
             values: vec![None; TOPICS],
             seen: [0; WORKERS],
+            has_strange_subscription: false,
             found: Errors::default(),
         };
         worker.client = worker.hello(true)?.0;
@@ -489,6 +514,13 @@ impl errors::Worker for Worker {
             return Ok(());
         };
         let step = self.step();
+        let is_publication = step.bytes[0] & 0xf0 == PUBLISH;
+        if kind.fate == Fate::OwnDamage {
+            self.has_strange_subscription |= !is_publication;
+        }
+        let changed = kind.fate == Fate::OwnDamage && is_publication;
+        let topic = if changed { step.topic as u64 + 1 } else { 0 };
+        CHANGED[self.number].store(topic, Ordering::Relaxed);
         let mut bytes = format!("{arm}\n").into_bytes();
         bytes.extend_from_slice(&step.bytes);
         let start = Instant::now();
