@@ -121,13 +121,17 @@ char *mosquitto__strdup(const char *text) {
 }
 
 void *arena_room(size_t length) {
-    return broker_in_request ? vmsrs_arena_alloc(broker_request, length) : mosquitto__malloc(length);
+    void *room;
+
+    if (!broker_in_request)
+        return mosquitto__malloc(length);
+    room = vmsrs_arena_alloc(broker_request, length);
+    /* There is what the last request has left, of another client: one that reads what it has not written must not find it. */
+    return room ? memset(room, 0, length) : NULL;
 }
 
 void *arena_zeroed(size_t count, size_t size) {
-    void *memory = arena_room(count * size);
-
-    return memory ? memset(memory, 0, count * size) : NULL;
+    return broker_in_request ? arena_room(count * size) : mosquitto__calloc(count, size);
 }
 
 char *arena_strdup(const char *text) {

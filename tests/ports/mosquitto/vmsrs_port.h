@@ -92,8 +92,9 @@ int connection_outputs(const struct mosquitto *context);
 /* Whether some were waiting before this request. */
 bool connection_is_behind(const struct mosquitto *context);
 
-/* Memory of the request's arena, which is kept until the next one begins; of the heap where there is no request. Zeroed; and for
- * the bytes of a packet that is sent, which has a red zone behind it. mosquitto__free() takes it all. */
+/* Memory of the request's arena, which is kept until the next one begins, without what earlier ones have left there; of the heap
+ * where there is no request. arena_room() is for the bytes of a packet that is sent, which has a red zone behind it.
+ * mosquitto__free() takes it all. */
 void *arena_zeroed(size_t count, size_t size);
 char *arena_strdup(const char *text);
 void *arena_room(size_t length);

@@ -5,6 +5,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "vmsrs_alloc.h"
@@ -49,6 +50,8 @@ void *scratch_alloc(size_t bytes) {
 void scratch_end(void) {
     if (used > KEPT)
         madvise(scratch + KEPT, (used - KEPT + PAGE - 1) & ~(PAGE - 1ul), MADV_DONTNEED);
+    /* The next request, another client's, must not find it if it reads what it has not written. */
+    memset(scratch, 0, used < KEPT ? used : KEPT);
     used = 0;
 }
 

@@ -1,10 +1,10 @@
 //! Classes of published vulnerabilities, made again by edits.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::client::{
-    CONNACK, Client, DISCONNECT, Hello, PINGREQ, PINGRESP, PUBLISH, Received, counted, packet,
-    publish, subscribe,
+    CONNACK, Client, DISCONNECT, Hello, Message, PINGREQ, PINGRESP, PUBLISH, Received, SUBACK,
+    counted, message, packet, publish, subscribe,
 };
 use super::worker::Worker;
 use crate::guest::errors;
@@ -118,5 +118,48 @@ pub(super) fn attack(each: u64) -> Result<()> {
             Ok(failed)
         })?;
     }
-    Ok(())
+    errors::attack::<Worker>(
+        "a topic that is read where nothing was written",
+        each,
+        &mut |turn, sum| {
+            if let Some(message) = stale(turn)? {
+                bail!("another client got {}", message.topic);
+            }
+            let what = "delivered to nobody".to_owned();
+            *sum.kinds.entry(what).or_default() += 1;
+            Ok(false)
+        },
+    )
+}
+
+/// A client publishes, and then the attacker, whose topic's levels are not copied: what is where they should be is the earlier
+/// topic. Returns what the first client got of it.
+fn stale(turn: u64) -> Result<Option<Message>> {
+    let connect = |name: &str| {
+        let hello = Hello {
+            name: &format!("{name}-{turn}"),
+            fresh: true,
+            will: None,
+        };
+        Client::connect(&hello)
+    };
+    let (mut other, _) = connect("bug-other")?;
+    let (mut attacker, _) = connect("bug-attacker")?;
+    other.send(&subscribe("bug-other/#"))?;
+    ensure!(matches!(other.receive()?, Received::Packet(SUBACK, _)));
+    // No request comes between the two: the first is not acknowledged, and is over when it has come back.
+    other.send(&publish("bug-other/topic", b"own", false, false))?;
+    ensure!(matches!(other.receive()?, Received::Packet(PUBLISH, _)));
+    attacker.send(&publish("bug-stale/topic", b"the attacker's", false, false))?;
+    for client in [&mut attacker, &mut other] {
+        client.send(&packet(PINGREQ, &[]))?;
+        match client.receive()? {
+            Received::Packet(PINGRESP, _) => {}
+            Received::Packet(first, body) if first & 0xf0 == PUBLISH => {
+                return message(first, &body).map(Some);
+            }
+            other => bail!("{other:?}"),
+        }
+    }
+    Ok(None)
 }

@@ -32,6 +32,9 @@ const SHARED_TOPICS: &str = "shared/#";
 /// Messages to all that each worker has sent.
 static SENT: [AtomicU64; WORKERS] = [const { AtomicU64::new(0) }; WORKERS];
 
+/// The topic, counted from 1, of each worker's last publication whose calls were changed.
+static CHANGED: [AtomicU64; WORKERS] = [const { AtomicU64::new(0) }; WORKERS];
+
 /// A command, and what it does to its topic.
 struct Step {
     topic: usize,
@@ -53,6 +56,40 @@ struct Answer {
     ended: Option<String>,
 }
 
+/// Whose topic a message is of.
+#[derive(Debug, PartialEq, Eq)]
+enum Origin {
+    /// All.
+    Shared,
+    /// The connection that it came to, or nobody's: what an error has made of one of its own.
+    Own,
+    /// Another connection, so it should not have come.
+    Other,
+}
+
+fn origin(topic: &str, number: usize) -> Origin {
+    let mut levels = topic.split('/');
+    match (levels.next(), levels.next()) {
+        (Some("shared"), Some(_)) => Origin::Shared,
+        (Some("own"), Some(owner))
+            if (0..WORKERS).any(|other| other != number && owner == name_of(other)) =>
+        {
+            Origin::Other
+        }
+        _ => Origin::Own,
+    }
+}
+
+/// Names differ in more than a bit or a byte, so that one that is changed is nobody's.
+fn name_of(number: usize) -> String {
+    let letter = char::from(b'a' + number as u8);
+    std::iter::repeat_n(letter, 8).collect()
+}
+
+fn topic_of(number: usize, topic: usize) -> String {
+    format!("own/{}/{topic:04}", name_of(number))
+}
+
 /// A connection with its topics.
 pub(super) struct Worker {
     number: usize,
@@ -61,18 +98,18 @@ pub(super) struct Worker {
     values: Vec<Option<Vec<u8>>>,
     /// The last message of each worker to all.
     seen: [u64; WORKERS],
+    /// A call was changed in one of its subscriptions: it may have one more, of a name that nobody knows.
+    has_strange_subscription: bool,
     found: Errors,
 }
 
 impl Worker {
-    /// Names differ in more than a bit or a byte, so that one that is changed is nobody's.
     fn name(&self) -> String {
-        let letter = char::from(b'a' + self.number as u8);
-        std::iter::repeat_n(letter, 8).collect()
+        name_of(self.number)
     }
 
     fn topic(&self, topic: usize) -> String {
-        format!("own/{}/{topic:04}", self.name())
+        topic_of(self.number, topic)
     }
 
     fn hello(&self, fresh: bool) -> Result<(Client, bool)> {
@@ -138,6 +175,24 @@ impl Worker {
         Ok(())
     }
 
+    /// Two changed calls can meet: a subscription and a publication that lose the same part of their names. Each is its own
+    /// client's damage, and is only told.
+    fn message_of_another(&mut self, message: &Message) {
+        let has_met = (0..WORKERS).any(|owner| {
+            let topic = CHANGED[owner].load(Ordering::Relaxed);
+            topic > 0 && message.topic == topic_of(owner, topic as usize - 1)
+        });
+        let words = format!(
+            "a message of {} with {} bytes, which is another's",
+            message.topic,
+            message.payload.len()
+        );
+        match self.has_strange_subscription && has_met {
+            true => self.complain(format!("{words}, by changed calls of both")),
+            false => self.harmed(words),
+        }
+    }
+
     /// Sends a command and a ping, and reads what comes until the ping's answer.
     fn exchange(&mut self, bytes: &[u8]) -> Result<Answer> {
         let mut bytes = bytes.to_vec();
@@ -159,9 +214,10 @@ impl Worker {
                     let message = message(first, &body)?;
                     // The connection may be gone.
                     let _ = self.client.acknowledge(&message);
-                    match message.topic.starts_with("shared/") {
-                        true => self.shared(&message)?,
-                        false => answer.messages.push(message),
+                    match origin(&message.topic, self.number) {
+                        Origin::Shared => self.shared(&message)?,
+                        Origin::Own => answer.messages.push(message),
+                        Origin::Other => self.message_of_another(&message),
                     }
                 }
                 Ok(Received::Packet(first, body)) => {
@@ -301,11 +357,19 @@ impl Worker {
         let dots = ".".repeat(self.random.random_range(0..300));
         let payload = format!("{} {number}{dots}", self.number);
         let answer = self.exchange(&publish("shared/news", payload.as_bytes(), true, false))?;
+        // It is taken, whatever else is wrong: the next one has another number.
+        if answer.answers.contains(&(PUBACK, 0)) {
+            SENT[self.number].store(number, Ordering::Relaxed);
+        }
         if answer.answers != [(PUBACK, 0)] || answer.ended.is_some() || !answer.messages.is_empty()
         {
-            bail!("a message to all: {:?} {:?}", answer.answers, answer.ended);
+            let topics: Vec<_> = answer.messages.iter().map(|one| &one.topic).collect();
+            bail!(
+                "a message to all: {:?} {:?}, and messages of {topics:?}",
+                answer.answers,
+                answer.ended
+            );
         }
-        SENT[self.number].store(number, Ordering::Relaxed);
         self.found.ordinary += 1;
         Ok(())
     }
@@ -384,6 +448,7 @@ impl errors::Worker for Worker {
 
     fn start() -> Result<Server> {
         SENT.iter()
+            .chain(&CHANGED)
             .for_each(|sent| sent.store(0, Ordering::Relaxed));
         start(
             "mosquitto-attacked",
@@ -398,6 +463,7 @@ impl errors::Worker for Worker {
             random: SmallRng::seed_from_u64(seed << 8 | number),
             values: vec![None; TOPICS],
             seen: [0; WORKERS],
+            has_strange_subscription: false,
             found: Errors::default(),
         };
         worker.client = worker.hello(true)?.0;
@@ -448,6 +514,13 @@ impl errors::Worker for Worker {
             return Ok(());
         };
         let step = self.step();
+        let is_publication = step.bytes[0] & 0xf0 == PUBLISH;
+        if kind.fate == Fate::OwnDamage {
+            self.has_strange_subscription |= !is_publication;
+        }
+        let changed = kind.fate == Fate::OwnDamage && is_publication;
+        let topic = if changed { step.topic as u64 + 1 } else { 0 };
+        CHANGED[self.number].store(topic, Ordering::Relaxed);
         let mut bytes = format!("{arm}\n").into_bytes();
         bytes.extend_from_slice(&step.bytes);
         let start = Instant::now();
@@ -480,5 +553,25 @@ impl errors::Worker for Worker {
 
     fn random(&mut self) -> &mut SmallRng {
         &mut self.random
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_topics_of_others_are_told_apart() {
+        assert_eq!(origin("shared/news", 0), Origin::Shared);
+        assert_eq!(origin("own/bbbbbbbb/0001", 0), Origin::Other);
+        for own in [
+            "own/aaaaaaaa/0001",
+            "own/aaaaaa",
+            "own/gggggggg/1",
+            "own",
+            "",
+        ] {
+            assert_eq!(origin(own, 0), Origin::Own, "{own:?}");
+        }
     }
 }

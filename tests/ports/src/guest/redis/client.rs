@@ -82,13 +82,18 @@ impl Client {
         self.reply()
     }
 
-    /// Reads a reply, and the injector's report before it.
-    pub(super) fn struck(&mut self) -> Result<(Option<Strike>, Reply)> {
+    /// Reads a reply, and the injector's report before it, which may come without one.
+    pub(super) fn struck(&mut self) -> (Option<Strike>, Result<Reply>) {
         let mut strike = None;
+        let reply = self.report(&mut strike).and_then(|()| self.reply());
+        (strike, reply)
+    }
+
+    fn report(&mut self, strike: &mut Option<Strike>) -> Result<()> {
         while self.0.fill_buf()?.first() == Some(&MARK) {
-            strike = Strike::parse(&self.line()?);
+            *strike = Strike::parse(&self.line()?);
         }
-        Ok((strike, self.reply()?))
+        Ok(())
     }
 
     /// Reads a line, without its end.

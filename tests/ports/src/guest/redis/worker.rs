@@ -18,6 +18,8 @@ use crate::plan::Errors;
 const PLACES: usize = 48;
 /// Longest value.
 const VALUE_MAX: usize = 3000;
+/// Bytes that are asked for after a command with an error: more than its answer has, which may be of two values.
+const END_BYTES: usize = 2 * VALUE_MAX + 64;
 
 /// A command, and what it may do to its place.
 struct Step {
@@ -239,9 +241,19 @@ impl errors::Worker for Worker {
         }
         let mut bytes = format!("{arm}\n").into_bytes();
         bytes.extend_from_slice(&step.bytes);
+        // An answer that is shorter than it says would be waited for: what follows it is longer than any answer.
+        let end = vec![b'='; END_BYTES];
+        bytes.extend(command(&[b"ECHO", &end]));
         let start = Instant::now();
         self.client.send(&bytes)?;
-        let answer = self.client.struck();
+        let (strike, answer) = self.client.struck();
+        let answer = match answer {
+            Ok(answer) if self.client.reply().ok() == Some(Reply::Value(Some(end))) => Some(answer),
+            _ => {
+                self.client = Client::connect()?;
+                None
+            }
+        };
         let time = start.elapsed().as_millis() as u64;
         *self
             .found
@@ -250,13 +262,6 @@ impl errors::Worker for Worker {
             .or_default() += time;
         let name = self.name(step.place);
         let what = format!("{} ({arm}) in {name}", kind.name);
-        let (strike, answer) = match answer {
-            Ok((strike, answer)) => (strike, Some(answer)),
-            Err(_) => {
-                self.client = Client::connect()?;
-                (None, None)
-            }
-        };
         let failure = answer.as_ref().and_then(Reply::failure);
         let reported = strike.as_ref().is_some_and(|strike| strike.fired);
         let fired = reported || failure.is_some() || answer.is_none();
