@@ -104,8 +104,13 @@ impl Descriptor {
 
     /// Whether a call with `fd` that gave `error` may not have met the file, but another one or none.
     pub(crate) fn has_missed(&self, fd: RawFd, error: &io::Error) -> bool {
-        // A number that was closed may be the file's again by now, whose calls never give this error.
-        error.raw_os_error() == Some(libc::EBADF) || !self.is_still(fd)
+        // The number may be the file's again by now. These are the answers of other files and of none; the driver gives none of
+        // them but EINVAL, to arguments that it refuses a second time as well.
+        let is_anothers = matches!(
+            error.raw_os_error(),
+            Some(libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::ESPIPE)
+        );
+        is_anothers || !self.is_still(fd)
     }
 
     /// Whether `fd` is the descriptor, and the file's.
@@ -305,13 +310,15 @@ mod tests {
         let descriptor = Descriptor::new(APPS[3], open(&file), all).unwrap();
         let fd = descriptor.get(never).unwrap();
         let error = io::Error::from_raw_os_error;
-        assert!(!descriptor.has_missed(fd, &error(libc::EINVAL)));
-        // Its number was closed and given back meanwhile.
-        assert!(descriptor.has_missed(fd, &error(libc::EBADF)));
+        assert!(!descriptor.has_missed(fd, &error(libc::ESTALE)));
+        // Its number was closed, or another file's, and is given back meanwhile.
+        for another in [libc::EBADF, libc::ENOTTY, libc::EINVAL, libc::ESPIPE] {
+            assert!(descriptor.has_missed(fd, &error(another)));
+        }
         // Another thread has replaced it.
         stray_close(fd);
         let next = descriptor.get(never).unwrap();
-        assert!(next != fd && descriptor.has_missed(fd, &error(libc::EINVAL)));
+        assert!(next != fd && descriptor.has_missed(fd, &error(libc::ESTALE)));
         assert!(!descriptor.is_still(fd) && descriptor.is_still(next));
         descriptor.close();
     }
