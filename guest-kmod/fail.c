@@ -453,8 +453,8 @@ long vmsrs_abandon(struct vmsrs_file *file, u64 tag)
  * @now: the time, in nanoseconds
  *
  * One of its threads is expected to call IOCTL_FAIL; until then the request keeps its locks and
- * drafts, but can neither write nor commit. A commit that has begun is done as a whole. A request that was suspended in the meantime has no
- * threads that could call it, and is failed here.
+ * drafts, but can neither write nor commit. A commit that has begun is done as a whole. A request
+ * that was suspended in the meantime has no threads that could call it, and is failed here.
  */
 void vmsrs_fail_overdue(struct vmsrs_app *app, u64 tag, u64 now)
 {

@@ -501,8 +501,8 @@ struct vmsrs_app {
  * @incident: number of its incident
  *
  * Created at its first draft, suspension or failure. Removed, under the request's lock, before its
- * drafts are committed or when they are discarded, or, if it failed, when no thread carries its tag any more; but
- * never while it is suspended.
+ * drafts are committed or when they are discarded, or, if it failed, when no thread carries its tag
+ * any more; but never while it is suspended.
  *
  * States: in flight (neither @failed nor @suspended_by), suspended, failed, or failed while
  * suspended. A request that failed while suspended has always been discarded.

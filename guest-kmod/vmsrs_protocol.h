@@ -1132,12 +1132,12 @@ struct vmsrs_hot_domains {
 /*
  * Commits drafts of a request: fadvise64(fd, tag, domain << 32 | flags,
  * ADVICE_COMMIT), with the domain to commit or VMSRS_NONE for all, and
- * VMSRS_COMMIT_SEAL and VMSRS_COMMIT_ALONE or 0 as flags. The answer is that of
- * an ioctl.
+ * VMSRS_COMMIT_SEAL and VMSRS_COMMIT_ALONE or 0 as flags (VMSRS_commit_length).
+ * The answer is that of an ioctl.
  *
- * It is no ioctl, since the kernel's hooks for those and the copy of an
- * argument would be a tenth of a small commit. Linux's other files refuse this
- * advice with an error (EINVAL, ESPIPE or EBADF).
+ * An ioctl's security hooks and the copy of its argument would add a twentieth
+ * to a small commit. Linux's other files refuse this advice with an error
+ * (EINVAL, ESPIPE or EBADF).
  *
  * - EINVAL: the tag is 0, or another argument is out of range.
  * - EPERM: it is not the request of the calling thread.

@@ -44,10 +44,11 @@ pub const IOCTL_THREAD: u32 = 0xc028_5604;
 /// Fetches tags ([`IoctlTags`]).
 pub const IOCTL_TAGS: u32 = 0x8010_5605;
 /// Commits drafts of a request: `fadvise64(fd, tag, domain << 32 | flags, ADVICE_COMMIT)`, with the domain to commit or
-/// [`crate::NONE`] for all, and [`COMMIT_SEAL`] and [`COMMIT_ALONE`] or 0 as flags. The answer is that of an ioctl.
+/// [`crate::NONE`] for all, and [`COMMIT_SEAL`] and [`COMMIT_ALONE`] or 0 as flags ([`commit_length`]). The answer is that of
+/// an ioctl.
 ///
-/// It is no ioctl, since the kernel's hooks for those and the copy of an argument would be a tenth of a small commit. Linux's
-/// other files refuse this advice with an error (`EINVAL`, `ESPIPE` or `EBADF`).
+/// An ioctl's security hooks and the copy of its argument would add a twentieth to a small commit. Linux's other files refuse
+/// this advice with an error (`EINVAL`, `ESPIPE` or `EBADF`).
 ///
 /// - `EINVAL`: the tag is 0, or another argument is out of range.
 /// - `EPERM`: it is not the request of the calling thread.
@@ -180,6 +181,11 @@ pub const COMMIT_SEAL: u32 = 1;
 
 /// Commit flag: one thread alone has worked for the request, and in one domain alone. Its domain may become hot.
 pub const COMMIT_ALONE: u32 = 2;
+
+/// The length that [`ADVICE_COMMIT`] takes: the domain to commit, or [`crate::NONE`] for all, and flags.
+pub const fn commit_length(domain: u32, flags: u32) -> u64 {
+    (domain as u64) << 32 | flags as u64
+}
 
 /// Argument of [`IOCTL_OPEN_APP`].
 #[repr(C)]

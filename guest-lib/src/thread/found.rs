@@ -144,8 +144,8 @@ impl Found {
 }
 
 impl Thread {
-    /// Looks at the thread before the request begins, or before the thread works on for one: that is done `each` time. False if
-    /// there is no memory for the reserve.
+    /// Looks at the thread before the request begins, or before the thread works on for one: that is done `each` time. Returns
+    /// false if the reserve could not be filled, for lack of memory.
     pub(super) fn look(&self, tag: u64, each: bool) -> bool {
         self.count_open(tag);
         // A request that returned may have taken it away.

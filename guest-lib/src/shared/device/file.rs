@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use vmsrs_protocol::device::ABI_VERSION;
 use vmsrs_protocol::ioctl::{
-    ADVICE_COMMIT, IOCTL_ANSWER, IOCTL_INFO, IOCTL_OPEN_APP, IoctlInfo, IoctlOpenApp,
+    ADVICE_COMMIT, IOCTL_ANSWER, IOCTL_INFO, IOCTL_OPEN_APP, IoctlInfo, IoctlOpenApp, commit_length,
 };
 use vmsrs_protocol::{MAX_APPS, NAME_MAX, NONE};
 
@@ -35,8 +35,8 @@ pub(super) unsafe fn call<T>(fd: RawFd, number: u32, argument: *mut T) -> io::Re
 
 /// Commits drafts of a request, as [`ADVICE_COMMIT`] says. Otherwise as [`call`].
 pub(super) fn commit(fd: RawFd, tag: u64, domain: u32, flags: u32) -> io::Result<u32> {
-    let length = u64::from(domain) << 32 | u64::from(flags);
-    // The C library's function would return 0 for all answers that are no errors.
+    let length = commit_length(domain, flags);
+    // posix_fadvise() returns 0 for every answer but an error, and so would hide the app.
     // SAFETY: the call takes numbers, and other files refuse the advice.
     let answer = unsafe { libc::syscall(libc::SYS_fadvise64, fd, tag, length, ADVICE_COMMIT) };
     app_of(answer)

@@ -1,8 +1,8 @@
 //! The network card: virtio-net (Virtio 1.2, 5.1) with one receive and one transmit queue, on a
 //! tap interface.
 //!
-//! Checksums and segmentation are left to whoever does them last, as far as the driver agrees ([`offload`]). The header with
-//! which a frame of the guest asks for that is checked where it enters; the host's kernel checks it again.
+//! Checksums and segmentation are offloaded as far as the driver agrees ([`offload`]). The header with which a frame of the guest
+//! asks for that is checked where it enters; the host's kernel checks it again.
 
 mod counters;
 mod offload;
@@ -80,7 +80,7 @@ impl Net {
         }
     }
 
-    /// Lets the tap interface leave this to the guest.
+    /// Sets which offloads the tap interface uses towards the guest.
     fn set_offloads(&self, offloads: TapOffloads) {
         if let Err(error) = self.tap.set_offloads(offloads) {
             // It does more itself, or frames that the guest cannot take are dropped.

@@ -1,11 +1,11 @@
-//! Offloads: what driver and tap interface leave to each other, and the header that says so for a frame
+//! Offloads: what driver and tap interface do not do themselves, and the header that says so for a frame
 //! (Virtio 1.2, 5.1.3 and 5.1.6).
 
 use virtio_bindings::virtio_net::*;
 
 use super::HEADER;
 
-/// Offloads of a tap interface, in words of `TUNSETOFFLOAD`: what it may leave to the guest.
+/// Offloads of a tap interface as flags of `TUNSETOFFLOAD`: what its reader, the guest, can handle.
 pub(super) type TapOffloads = u32;
 
 /// Checksums and segmentation, as every tap interface has them.
@@ -56,7 +56,7 @@ pub(super) fn offered(tap: TapOffloads) -> u64 {
         .iter()
         .filter(|(_, offload)| tap & offload != 0)
         .map(|&(feature, _)| feature);
-    // What the tap interface takes from a program is nothing to choose.
+    // Every tap interface with offloads takes these from its writer.
     let from_guest = [
         VIRTIO_NET_F_CSUM,
         VIRTIO_NET_F_HOST_TSO4,
@@ -77,7 +77,7 @@ pub(super) struct Agreed {
 }
 
 impl Agreed {
-    /// What a driver has accepted, without what it has accepted in vain.
+    /// What a driver has accepted, without features whose requirements it has not accepted.
     pub(super) fn new(mut features: u64, mtu: Option<u16>) -> Self {
         for (feature, needed) in NEEDED {
             if !needed.iter().any(|needed| features & 1 << needed != 0) {
@@ -95,7 +95,7 @@ impl Agreed {
         self.has(VIRTIO_NET_F_MRG_RXBUF)
     }
 
-    /// What the tap interface may leave to the guest.
+    /// The offloads that the tap interface may use towards the guest.
     pub(super) fn tap(&self) -> TapOffloads {
         RECEIVED
             .iter()
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(tap(&[]), 0);
         assert_eq!(tap(&[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4]), 0);
         assert_eq!(tap(&[VIRTIO_NET_F_GUEST_CSUM]), libc::TUN_F_CSUM);
-        // In vain: what it needs was not accepted.
+        // What these require was not accepted.
         assert_eq!(tap(&[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_ECN]), 0);
         assert_eq!(
             tap(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]),

@@ -268,10 +268,8 @@ impl Queues {
 
     /// Gives frames of the guest to the tap interface.
     fn transmit(&mut self) -> Result<(), QueueError> {
-        let Self {
-            transmit, memory, ..
-        } = self;
-        transmit.active.queue.disable_notification(memory)?;
+        let queue = &mut self.transmit.active.queue;
+        queue.disable_notification(&self.memory)?;
         for _ in 0..TURN {
             let Self {
                 transmit, memory, ..

@@ -28,7 +28,7 @@ pub enum TapConfig {
         /// it is.
         address: Option<TapAddress>,
     },
-    /// One that whoever started this program has opened, by its descriptor. Its interface is left as it is.
+    /// An open descriptor that this program has inherited. Its interface is left as it is.
     Descriptor(RawFd),
 }
 
@@ -161,8 +161,8 @@ pub enum TapError {
     },
     /// The descriptor that was given is something else, or nothing.
     #[error(
-        "descriptor {0} is not an open tap interface: let whoever starts vmsrs open {TUN_PATH}, attach the \
-         interface with TUNSETIFF, and leave the descriptor open for vmsrs"
+        "descriptor {0} is not an open tap interface: the program that starts vmsrs must open {TUN_PATH}, attach \
+         the interface with TUNSETIFF, and leave the descriptor open for vmsrs"
     )]
     NoDescriptor(RawFd, #[source] io::Error),
     /// It was attached in another way than this program needs.
@@ -246,7 +246,7 @@ impl Tap {
         &self.name
     }
 
-    /// Lets the interface leave these offloads, which it has, to whoever reads.
+    /// Turns on these offloads, which the interface has, and all others off.
     pub(super) fn set_offloads(&self, offloads: TapOffloads) -> io::Result<()> {
         set_offloads(&self.file, offloads)
     }

@@ -32,7 +32,7 @@ pub enum DaemonOptionError {
     )]
     VhostUser(String),
     /// An MTU that a network card cannot have.
-    #[error("the MTU `{0}` is not possible: give 68 to 65535 bytes")]
+    #[error("the MTU `{0}` is not possible: give {MTU_MIN} to {max} bytes", max = u16::MAX)]
     Mtu(String),
 }
 

@@ -31,7 +31,7 @@ fn host(guest: &mut Guest) -> Result<()> {
 
 /// Commits that the driver refuses, after which the right one works.
 fn refused(_: &str) -> Result<()> {
-    use vmsrs_protocol::ioctl::{ADVICE_COMMIT, COMMIT_ALONE, COMMIT_SEAL};
+    use vmsrs_protocol::ioctl::{ADVICE_COMMIT, COMMIT_ALONE, COMMIT_SEAL, commit_length};
     use vmsrs_protocol::{MAX_DOMAINS, NONE};
 
     let app = App::open("draft-and-commit")?;
@@ -40,17 +40,13 @@ fn refused(_: &str) -> Result<()> {
     let tag = thread.begin(&[domain])?;
     // SAFETY: the page is the domain's, which the request holds.
     unsafe { poke(page, 1) };
-    let all = u64::from(NONE) << 32;
-    let unknown = u64::from(!(COMMIT_SEAL | COMMIT_ALONE));
+    let all = commit_length(NONE, 0);
+    let unknown = commit_length(NONE, !(COMMIT_SEAL | COMMIT_ALONE));
+    let [beyond, last] = [MAX_DOMAINS, NONE - 1].map(|domain| commit_length(domain, 0));
     let wrong = [
-        (tag, all | unknown, ADVICE_COMMIT, libc::EINVAL),
-        (
-            tag,
-            u64::from(MAX_DOMAINS) << 32,
-            ADVICE_COMMIT,
-            libc::EINVAL,
-        ),
-        (tag, u64::from(NONE - 1) << 32, ADVICE_COMMIT, libc::EINVAL),
+        (tag, unknown, ADVICE_COMMIT, libc::EINVAL),
+        (tag, beyond, ADVICE_COMMIT, libc::EINVAL),
+        (tag, last, ADVICE_COMMIT, libc::EINVAL),
         (0, all, ADVICE_COMMIT, libc::EINVAL),
         (tag + 1, all, ADVICE_COMMIT, libc::EPERM),
         (u64::MAX, all, ADVICE_COMMIT, libc::EPERM),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use vmsrs_protocol::ioctl::ADVICE_COMMIT;
+use vmsrs_protocol::ioctl::{ADVICE_COMMIT, commit_length};
 
 /// Calls the driver.
 ///
@@ -26,8 +26,7 @@ pub(crate) fn ioctl<T>(file: &File, number: u32, argument: &mut T) -> io::Result
 ///
 /// The driver's error.
 pub(crate) fn commit(file: &File, tag: u64, domain: u32, flags: u32) -> io::Result<()> {
-    let length = u64::from(domain) << 32 | u64::from(flags);
-    advise(file, tag, length, ADVICE_COMMIT)
+    advise(file, tag, commit_length(domain, flags), ADVICE_COMMIT)
 }
 
 /// Calls the driver with any advice.

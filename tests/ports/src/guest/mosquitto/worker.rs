@@ -515,11 +515,13 @@ impl errors::Worker for Worker {
         };
         let step = self.step();
         let is_publication = step.bytes[0] & 0xf0 == PUBLISH;
-        if kind.fate == Fate::OwnDamage {
-            self.has_strange_subscription |= !is_publication;
-        }
-        let changed = kind.fate == Fate::OwnDamage && is_publication;
-        let topic = if changed { step.topic as u64 + 1 } else { 0 };
+        let changed = kind.fate == Fate::OwnDamage;
+        self.has_strange_subscription |= changed && !is_publication;
+        let topic = if changed && is_publication {
+            step.topic as u64 + 1
+        } else {
+            0
+        };
         CHANGED[self.number].store(topic, Ordering::Relaxed);
         let mut bytes = format!("{arm}\n").into_bytes();
         bytes.extend_from_slice(&step.bytes);
